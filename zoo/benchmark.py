@@ -1,0 +1,50 @@
+"""The schema of configs/benchmarks/*.yaml: what is measured, on what, and where its numbers go on the page.
+
+`settings` holds every value that can move a number and is part of a cell's id; `execution` holds what cannot (memory
+bounds, back ends that agree); `table` is layout. The types of the first two belong to the benchmark's own module.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+from pydantic import Field
+
+from zoo.config import Strict, load
+from zoo.files import CONFIGS
+
+Settings = TypeVar("Settings")
+Execution = TypeVar("Execution")
+
+
+class TableConfig(Strict):
+    """One table of the page. Benchmarks may share one: columns a benchmark does not fill are null in its file."""
+
+    id: str
+    title: str
+    metric: str
+    decimals: Annotated[int, Field(ge=0, le=4)]
+    columns: dict[str, str | None]  # column title → metric name of this benchmark
+
+
+class BenchmarkConfig(Strict, Generic[Settings, Execution]):
+    """One benchmark configuration; the file's name is the benchmark's name."""
+
+    benchmark: str  # key of evaluate.benchmarks.BENCHMARKS
+    protocol: Annotated[int, Field(ge=1)]  # raised when a change of code may move the numbers
+    dataset: str
+    settings: Settings
+    execution: Execution
+    table: TableConfig
+
+
+AnyBenchmark = BenchmarkConfig[dict[str, Any], dict[str, Any]]
+
+
+def benchmark_path(name: str) -> Path:
+    """Where benchmark `name` is described."""
+    return CONFIGS / "benchmarks" / f"{name}.yaml"
+
+
+def benchmark_layout(name: str) -> AnyBenchmark:
+    """Benchmark `name` without its module's types: what the report needs. Raises ConfigError."""
+    return load(benchmark_path(name), AnyBenchmark)

@@ -1,0 +1,216 @@
+"""How a YAML file becomes a typed, frozen value, or one error that lists every problem with its line.
+
+Scalars follow YAML 1.2's core schema (PyYAML alone follows 1.1): `1e-3` is a float, `no` a string, `010` the number 10.
+Duplicate keys, unknown keys, missing keys and wrong types are errors; nothing is coerced, except that an integer is
+accepted where a float is expected. Anchors, aliases and merge keys are refused: a file reads as it stands.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from zoo.errors import ConfigError, several
+
+
+class Strict(BaseModel):
+    """Base of every configuration model: frozen, no unknown keys, no coercion, no NaN."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+Path_ = tuple[str | int, ...]  # where a value stands: ("views", "crop") or ("checkpoints", 0, "card")
+
+_SCALARS: tuple[tuple[str, re.Pattern[str]], ...] = (
+    ("null", re.compile(r"(?:null|Null|NULL|~|)$")),
+    ("bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$")),
+    ("int", re.compile(r"[-+]?[0-9]+$")),
+    ("octal", re.compile(r"0o[0-7]+$")),
+    ("hex", re.compile(r"0x[0-9a-fA-F]+$")),
+    ("float", re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$")),
+    ("special", re.compile(r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$")),
+)
+_BASES = {"int": 10, "octal": 8, "hex": 16}
+
+
+def scalar(text: str) -> Any:
+    """The value of a plain (unquoted) YAML 1.2 core-schema scalar."""
+    kind = next((name for name, pattern in _SCALARS if pattern.match(text)), "str")
+    if kind == "null":
+        return None
+    if kind == "bool":
+        return text.lower() == "true"
+    if kind in _BASES:
+        return int(text.removeprefix("0o").removeprefix("0x") if kind != "int" else text, _BASES[kind])
+    if kind == "float":
+        return float(text)
+    if kind == "special":
+        return float(text.lower().replace(".", ""))
+    return text
+
+
+class _Document:
+    """One parsed file: its data (sequences as tuples), the line of every value, and the problems met on the way."""
+
+    def __init__(self, text: str) -> None:
+        self.lines: dict[Path_, int] = {(): 1}
+        self.problems: list[tuple[int, str]] = []
+        node = yaml.compose(text, Loader=_Plain)
+        self.data: Any = None if node is None else self._value(node, ())
+
+    def _value(self, node: yaml.Node, at: Path_) -> Any:
+        self.lines[at] = node.start_mark.line + 1
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, at)
+        if isinstance(node, yaml.SequenceNode):
+            return tuple(self._value(child, (*at, index)) for index, child in enumerate(node.value))
+        if node.tag.startswith("!"):
+            self.problems.append((node.start_mark.line + 1, f"tag {node.tag} is not supported"))
+        assert isinstance(node, yaml.ScalarNode)
+        return scalar(node.value) if node.style is None else node.value  # a quoted scalar stays a string
+
+    def _mapping(self, node: yaml.MappingNode, at: Path_) -> dict[Any, Any]:
+        result: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.problems.append((line, "a key must be a plain scalar"))
+                continue
+            key = scalar(key_node.value) if key_node.style is None else key_node.value
+            if key in result:
+                first = self.lines[(*at, key)]
+                self.problems.append((line, f"{_dotted((*at, key))}: duplicate key (first on line {first})"))
+                continue
+            result[key] = self._value(value_node, (*at, key))
+            self.lines[(*at, key)] = line  # the key's line: what an editor should jump to
+        return result
+
+
+class _Plain(yaml.SafeLoader):
+    """PyYAML's composer with tags left to us, and aliases refused."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not supported", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+
+def _dotted(at: Sequence[str | int]) -> str:
+    return ".".join(str(part) for part in at) or "(top level)"
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file's plain data (mappings as dicts, sequences as tuples). Raises ConfigError naming file and line."""
+    document = _parse(path)
+    if document.problems:
+        raise _error(path, [(line, problem) for line, problem in document.problems])
+    return document.data
+
+
+def load(path: Path, model: type[Model], *, overrides: Sequence[str] = ()) -> Model:
+    """Read `path` as a `model`. Raises ConfigError with every problem, each with file and line.
+
+    `overrides` are `key.sub=value` strings (from --set); a value is read as a YAML scalar or flow collection.
+    """
+    document = _parse(path)
+    problems = list(document.problems)
+    data = document.data
+    if not isinstance(data, dict):
+        raise _error(path, [(1, f"expected a mapping of keys to values, found {_shown(data)}")])
+    for text in overrides:
+        problem = _override(data, text)
+        if problem:
+            problems.append((0, problem))
+    try:
+        value = model.model_validate(data)
+    except ValidationError as error:
+        problems += [(_line(document.lines, item["loc"]), _problem(item)) for item in error.errors()]
+        raise _error(path, problems) from None
+    if problems:
+        raise _error(path, problems)
+    return value
+
+
+def validate(data: Mapping[str, Any], model: type[Model], *, where: str) -> Model:
+    """Plain data as a `model`; the same messages as `load`, without lines. `where` names the origin."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(several(f"{where} is not valid:", [_problem(item) for item in error.errors()])) from None
+
+
+def _parse(path: Path) -> _Document:
+    try:
+        return _Document(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = sorted(other.name for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f"; files there: {', '.join(near[:12])}" if near else ""
+        raise ConfigError(f"{path}: no such file{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+
+
+def _override(data: dict[Any, Any], text: str) -> str | None:
+    """Put one `key.sub=value` into `data`; the problem as text if it has no place there."""
+    key, separator, raw = text.partition("=")
+    if not separator or not key:
+        return f"--set {text}: expected key=value"
+    try:
+        value = _Document(raw).data
+    except yaml.YAMLError:
+        return f"--set {text}: the value is not valid YAML"
+    parts = [scalar(part) for part in key.split(".")]
+    target: Any = data
+    for part in parts[:-1]:
+        target = target.get(part) if isinstance(target, dict) else None
+    if not isinstance(target, dict) or parts[-1] not in target:
+        return f"--set {text}: no key '{key}' in this file"
+    target[parts[-1]] = value
+    return None
+
+
+def _line(lines: Mapping[Path_, int], location: Sequence[str | int]) -> int:
+    """The line of the deepest part of `location` that stands in the file (a missing key has its parent's line)."""
+    at = tuple(location)
+    while at not in lines and at:
+        # pydantic puts a union's branch name into the location; the file does not have it
+        at = at[:-1]
+    return lines.get(at, 1)
+
+
+_REQUIRED = {"missing": "missing key", "extra_forbidden": "unknown key"}
+
+
+def _problem(item: Any) -> str:
+    where = _dotted(item["loc"])
+    if item["type"] in _REQUIRED:
+        return f"{where}: {_REQUIRED[item['type']]}"
+    if item["type"] == "value_error":  # raised by a validator of ours: its text is the message
+        return f"{where}: {item['ctx']['error']}"
+    expected = item["msg"][0].lower() + item["msg"][1:]
+    return f"{where}: {expected}, found {_shown(item['input'])}"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    text = repr(list(value) if isinstance(value, tuple) else value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({_TYPES.get(type(value), type(value).__name__)})"
+
+
+_TYPES = {str: "a string", int: "an integer", float: "a float", bool: "a boolean", dict: "a mapping", tuple: "a list"}
+
+
+def _error(path: Path, problems: Sequence[tuple[int, str]]) -> ConfigError:
+    ordered = sorted(set(problems))
+    return ConfigError("\n".join(f"{path}:{line}: {text}" if line else f"{path}: {text}" for line, text in ordered))

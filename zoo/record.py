@@ -1,0 +1,149 @@
+"""One result, kept for good: what was measured, on what, how, and with which software.
+
+A record is `<cell id>.json`; what is stored per sample (predictions, bootstrap replicates) is `<cell id>.npz` beside
+it, written first and named by hash in the JSON, so a record that exists is complete. `docs/record.schema.json` is the
+contract for other programs; a test compares it with these models.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from zoo.config import Strict
+from zoo.errors import RecordError, several
+from zoo.files import sha256_file, write_atomic
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What a benchmark returns. It only measures; `evaluate/__main__.py` adds provenance and writes.
+
+    metrics: name → value, percentages 0–100. num_scored: how many test samples stand behind them.
+    selection: which model or setting the number is of ("last epoch", "none: no training", …).
+    per_sample: name → (num_scored, …) array, in manifest order. replicates: metric name → (1000,) bootstrap values.
+    details: anything else worth keeping (losses per epoch, convergence), JSON values only.
+    """
+
+    metrics: Mapping[str, float]
+    num_scored: int
+    selection: str
+    per_sample: Mapping[str, np.ndarray]
+    replicates: Mapping[str, np.ndarray]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class DatasetRecord(Strict):
+    """Which images: `zoo.datasets.Identity`."""
+
+    dataset: str
+    split: str
+    sha256: str
+    num_images: int
+    num_classes: int
+
+
+class CheckpointRecord(Strict):
+    """Which weights: the part of the card that identifies them."""
+
+    name: str
+    family: str
+    arch: str
+    tensors_sha256: str
+    pretrain_seed: int | None
+    epochs: int | None
+    preprocessing: dict[str, Any]
+
+
+class ResultRecord(Strict):
+    """One cell's result. `settings` are resolved: every value that can move a number, none that cannot."""
+
+    schema_version: Literal[1]
+    cell_id: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    benchmark_config: str  # configs/benchmarks/<this>.yaml
+    benchmark: str  # the module that measured
+    protocol: int
+    modified: tuple[str, ...]  # --set overrides; a modified record never enters a standard column
+    seed: int
+    deterministic: bool  # the seed changes nothing: one run is all runs
+    checkpoint: CheckpointRecord
+    datasets: dict[str, DatasetRecord]  # by role: train or bank, test
+    settings: dict[str, Any]
+    selection: str
+    num_scored: int
+    metrics: dict[str, float]
+    confidence: dict[str, tuple[float, float]]  # 95 % bootstrap interval over test samples, by metric
+    details: dict[str, Any]
+    arrays_sha256: str  # of <cell id>.npz
+    command: str
+    environment: dict[str, Any]  # versions, hardware, precision switches, commit
+    started: str  # UTC, ISO 8601
+    seconds: float
+
+
+def write_record(folder: Path, record: ResultRecord, arrays: Mapping[str, np.ndarray]) -> Path:
+    """Write arrays, then the record that names them by hash. `record.arrays_sha256` is filled in here.
+
+    Raises OSError (a full disk, say) with nothing half-written left behind.
+    """
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **dict(arrays))
+    arrays_path = folder / f"{record.cell_id}.npz"
+    write_atomic(arrays_path, buffer.getvalue())
+    record = record.model_copy(update={"arrays_sha256": sha256_file(arrays_path)})
+    path = folder / f"{record.cell_id}.json"
+    write_atomic(path, record.model_dump_json(indent=2) + "\n")
+    return path
+
+
+def read_record(path: Path) -> ResultRecord:
+    """One record. Raises RecordError when it is not one, whatever the reason."""
+    try:
+        record = ResultRecord.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError, ValueError) as error:
+        first = str(error).splitlines()[0] if not isinstance(error, ValidationError) else _first(error)
+        raise RecordError(
+            f"{path}: not a readable result record of schema {SCHEMA_VERSION} ({first}). It is never skipped silently: "
+            "remove the file to measure the cell again."
+        ) from error
+    if record.cell_id != path.stem:
+        raise RecordError(f"{path}: holds cell {record.cell_id[:12]}…, expected the one it is named after.")
+    return record
+
+
+def _first(error: ValidationError) -> str:
+    item = error.errors()[0]
+    return f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}"
+
+
+def read_all(folder: Path) -> list[ResultRecord]:
+    """Every record in `folder`, ordered by cell id; [] without a folder. Raises one RecordError for all bad ones."""
+    records: list[ResultRecord] = []
+    problems: list[str] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            records.append(read_record(path))
+        except RecordError as error:
+            problems.append(str(error))
+    if problems:
+        raise RecordError(several(f"{len(problems)} of the records in {folder} cannot be read:", problems))
+    return records
+
+
+def read_arrays(folder: Path, record: ResultRecord) -> dict[str, np.ndarray]:
+    """A record's per-sample arrays and replicates, checked against the hash in the record."""
+    path = folder / f"{record.cell_id}.npz"
+    try:
+        found = sha256_file(path)
+    except OSError as error:
+        raise RecordError(f"{path}: expected the arrays of record {record.cell_id[:12]}…, {error.strerror}.") from error
+    if found != record.arrays_sha256:
+        raise RecordError(f"{path}: expected sha256 {record.arrays_sha256[:12]}…, found {found[:12]}….")
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
