@@ -1,0 +1,1 @@
+"""Anybody's checkpoint in, canonical weights and a card out."""

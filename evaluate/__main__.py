@@ -1,0 +1,154 @@
+"""python -m evaluate plan|suite|status SUITE.yaml, python -m evaluate run --checkpoint CARD_OR_FILE --benchmark NAME
+
+`run` measures one cell; a suite is many of the same line. From here to a number is two jumps: `run_cell` (evaluate/
+run.py), then the benchmark's `run` (evaluate/<benchmark>.py).
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from evaluate.cells import Cell, read_cell, resolve
+from evaluate.schedule import run_suite
+from evaluate.suite import make_plan
+from zoo.checkpoint import CARD_NAME
+from zoo.command import guarded
+from zoo.errors import CheckpointError, ConfigError
+from zoo.files import cache_dir, remembered_sha256, runs_dir
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+Workers = Annotated[int, typer.Option("--workers", min=0, help="loader processes; no result depends on it")]
+Processes = Annotated[int, typer.Option("--procs", min=1, help="processes, one a GPU; no result depends on it")]
+SuitePath = Annotated[Path, typer.Argument(metavar="SUITE.yaml", help="a file of configs/suites/")]
+DEFAULT_WORKERS = min(8, os.cpu_count() or 1)
+
+
+@app.callback()
+def _main() -> None:
+    """Measure how well checkpoints transfer."""
+
+
+@app.command()
+def suite(path: SuitePath, workers: Workers = DEFAULT_WORKERS, procs: Processes = 1) -> None:
+    """Run what is missing or failed, then write the page."""
+    raise typer.Exit(run_suite(path, num_workers=workers, num_processes=procs))
+
+
+@app.command()
+def plan(path: SuitePath) -> None:
+    """Print every cell of a suite and what would run."""
+    planned = make_plan(path)
+    page = planned.page()
+    rows = {row.key: row for row in page.rows}
+    table = Table("checkpoint", "benchmark", "seed", "state", "cell", title=f"suite {page.suite}")
+    for cell in page.cells:
+        table.add_row(rows[cell.row].label, cell.benchmark, str(cell.seed), cell.state, (cell.cell_id or "–")[:12])
+    Console().print(table)
+
+
+@app.command()
+def status(path: SuitePath) -> None:
+    """Count the cells by state, and show the checkpoints and failures."""
+    planned = make_plan(path)
+    page = planned.page()
+    console = Console()
+    states = [cell.state for cell in page.cells]
+    console.print(f"suite {page.suite}: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
+    for row in page.rows:
+        console.print(f"  {row.label}: {row.state}{f' ({row.note})' if row.note else ''}")
+    for name in [row.key for row in page.rows] + [cell.cell_id for cell in page.cells if cell.cell_id]:
+        reason = planned.failure(name)
+        if reason:
+            console.print(
+                f"failed: {name[:40]}, log in {planned.folder / 'logs' / f'{name}.log'}\n{reason}", markup=False
+            )
+
+
+@app.command()
+def run(
+    checkpoint: Annotated[Path | None, typer.Option(help="a card.yaml, its folder, or a checkpoint file")] = None,
+    benchmark: Annotated[str | None, typer.Option(help="a name in configs/benchmarks/")] = None,
+    cell: Annotated[Path | None, typer.Option(help="a cell file, instead of the two above")] = None,
+    seed: Annotated[int, typer.Option(help="of training on top of the checkpoint")] = 0,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value: marks the result modified")] = None,
+    records: Annotated[Path | None, typer.Option(help="where the record goes; default runs/single/records")] = None,
+    force: Annotated[bool, typer.Option(help="measure again even if the record exists")] = False,
+    workers: Workers = DEFAULT_WORKERS,
+    procs: Processes = 1,
+) -> None:
+    """Measure one cell and write its record."""
+    chosen, target = _chosen(checkpoint, benchmark, cell, seed, overrides or [])
+    target = records or target
+    path = target / f"{chosen.id}.json"
+    if path.exists() and not force:
+        typer.echo(f"{chosen.name} on {chosen.card.name}: measured already -> {path} (--force measures again)")
+        return
+    _spread(procs)
+    from evaluate.run import run_cell
+    from zoo.distributed import world
+
+    path.unlink(missing_ok=True)
+    with world() as me:
+        run_cell(chosen, target, num_workers=workers, me=me)
+
+
+@app.command()
+def extract(
+    cell: Annotated[Path, typer.Option(help="a cell file; the features it needs are extracted")],
+    workers: Workers = DEFAULT_WORKERS,
+    procs: Processes = 1,
+) -> None:
+    """Extract the features a cell needs into the cache, and measure nothing."""
+    chosen, _ = read_cell(cell)
+    _spread(procs)
+    from evaluate.run import obtain_features
+    from zoo.distributed import world
+
+    with world() as me:
+        obtain_features(chosen, num_workers=workers, me=me)
+
+
+def _chosen(
+    checkpoint: Path | None, benchmark: str | None, cell: Path | None, seed: int, overrides: list[str]
+) -> tuple[Cell, Path]:
+    """(the cell, the folder of its record) from either way of naming it. Raises ConfigError."""
+    if cell is not None:
+        if checkpoint or benchmark or overrides:
+            raise ConfigError("--cell stands alone: it names checkpoint, benchmark, seed and overrides itself.")
+        return read_cell(cell)
+    if checkpoint is None or benchmark is None:
+        raise ConfigError("expected --checkpoint and --benchmark, or --cell.")
+    return resolve(benchmark, _card_path(checkpoint), seed, overrides), runs_dir() / "single" / "records"
+
+
+def _card_path(path: Path) -> Path:
+    """The card of a checkpoint given as card, folder or file; a file is converted into the cache first."""
+    if path.is_dir():
+        path = path / CARD_NAME
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such checkpoint; expected a card.yaml, its folder, or a checkpoint file.")
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    from converters.__main__ import convert
+
+    folder = cache_dir() / "checkpoints" / remembered_sha256(path)[:16]
+    if not (folder / CARD_NAME).exists():
+        convert(path, folder)
+    return folder / CARD_NAME
+
+
+def _spread(procs: int) -> None:
+    """With --procs N, become torchrun's launcher: run this same command as N processes and leave with their code."""
+    if procs > 1 and "WORLD_SIZE" not in os.environ:
+        from zoo.distributed import launch
+
+        raise typer.Exit(launch(procs, ["evaluate", *sys.argv[1:]]))
+
+
+if __name__ == "__main__":
+    guarded(app)
