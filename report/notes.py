@@ -1,0 +1,105 @@
+"""What must be said under a table: units and spreads, images, protocol, and what is missing or left out, and why."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from report.layout import Filler, Layout
+from report.markdown import code, escape
+from report.sheet import Cell, Group, Row, Sheet
+from report.values import Exclusion, measured
+
+
+def legend(layout: Layout, cells: Sequence[Cell], texts: Sequence[str]) -> str:
+    """The unit, and every sign used in the cells `texts`."""
+    unit = layout.metric[0].upper() + layout.metric[1:] if layout.metric.split()[0].islower() else layout.metric
+    parts = [unit]
+    if any("±" in text for text in texts):
+        counts = sorted({cell.record.num_scored for cell in cells if cell.record is not None})
+        images = " or ".join(f"{count:,}" for count in counts)
+        parts[0] += f" ± half the width of the 95 % bootstrap interval over the {images} test images"
+    if any("(std" in text or "(n " in text for text in texts):
+        parts.append(
+            "(std, n): standard deviation over n seeds, whose mean is shown; ± is then the mean of their half-widths"
+        )
+    if any(text == "–" for text in texts):
+        parts.append("–: no result")
+    return "; ".join(parts) + "."
+
+
+def images(sheet: Sheet, group: Group) -> str | None:
+    """Which images were scored, by manifest; None for a dataset that only published rows name."""
+    if group.dataset not in sheet.datasets:
+        return None
+    text = f"Images: {escape(sheet.datasets[group.dataset].title)}"
+    if group.images:
+        listed = [f"{split.num_images:,} {split.split} ({code(split.sha256[:8])})" for split in group.images]
+        text += ", " + " and ".join(listed)
+    original = sheet.substitute_for(group.dataset)
+    if original is None:
+        return text + "."
+    title = escape(sheet.datasets[original].title)
+    return f"{text}. **A substitute for {title}: not comparable with published {title} numbers.**"
+
+
+def protocols(sheet: Sheet, fills: Mapping[str, Filler], shown: Sequence[Cell]) -> Iterator[str]:
+    """One note a benchmark: its columns, protocol number, selection and seeds."""
+    names = list(dict.fromkeys(filler.benchmark for filler in fills.values()))
+    for name in names:
+        records = [cell.record for cell in shown if cell.record is not None and cell.benchmark == name]
+        columns = [escape(column) for column, filler in fills.items() if filler.benchmark == name]
+        parts = [f"protocol {sheet.benchmarks[name].protocol}"]
+        if records:
+            parts.append("selection: " + " / ".join(escape(text) for text in sorted({r.selection for r in records})))
+            seeds = sorted({record.seed for record in records})
+            named = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+            parts.append("deterministic" if all(record.deterministic for record in records) else named)
+        where = f" ({', '.join(columns)})" if len(names) > 1 else ""
+        yield f"Measured with {code(name)}{where}: {'; '.join(parts)}."
+
+
+def unfilled(layout: Layout, fills: Mapping[str, Filler]) -> str | None:
+    """The columns that no benchmark can fill, where another one fills some."""
+    columns = [escape(column) for column in layout.columns if column not in fills]
+    return f"No benchmark here fills {', '.join(columns)}." if columns and fills else None
+
+
+def exclusions(
+    rows: Mapping[str, Row],
+    layout: Layout,
+    fills: Mapping[str, Filler],
+    excluded: Sequence[tuple[Cell, Exclusion]],
+) -> Iterator[str]:
+    """What was measured but not as configured now: overridden settings with their values, stale results without."""
+    stale: dict[tuple[str, str], list[str]] = {}
+    for cell, reason in excluded:
+        label = escape(rows[cell.row].label)
+        if reason.kind == "stale":
+            stale.setdefault((cell.benchmark, reason.why), []).append(label)
+            continue
+        assert cell.record is not None
+        values = [
+            f"{escape(column)} {measured([cell.record], filler.metric, decimals=layout.decimals, planned=1)}"
+            for column, filler in fills.items()
+            if filler.benchmark == cell.benchmark
+        ]
+        yield f"Modified, so not shown above: {label} with {code(f'--set {reason.why}')}: {', '.join(values) or '–'}."
+    for (benchmark, why), labels in stale.items():
+        listed = ", ".join(dict.fromkeys(labels))
+        yield f"Stale, not shown: {code(benchmark)} of {listed} ({escape(why)}); measure again."
+
+
+def unmeasured(sheet: Sheet, group: Group) -> Iterator[str]:
+    """Which cells failed or were skipped, in rows that otherwise have results."""
+    rows = {row.key: row for row in sheet.rows}
+    for state in ("failed", "skipped"):
+        labels = [
+            f"{escape(rows[cell.row].label)} with {code(cell.benchmark)}, seed {cell.seed}"
+            for cell in sheet.cells
+            if cell.state == state and cell.record is None and not rows[cell.row].blank and _belongs(sheet, group, cell)
+        ]
+        if labels:
+            yield f"{state.capitalize()}: {'; '.join(labels)}."
+
+
+def _belongs(sheet: Sheet, group: Group, cell: Cell) -> bool:
+    config = sheet.benchmarks[cell.benchmark]
+    return (config.table.id, config.dataset) == (group.table, group.dataset)

@@ -1,0 +1,141 @@
+"""From results and published numbers to tables: which value stands in which cell.
+
+A pure function of its arguments: the same records in any order, the same tables. Only results of a benchmark as it is
+configured now are shown; modified and stale ones are named below the table. What was not measured is "–", never zero.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from report import notes
+from report.layout import Filler, Layout, fillers, table_layouts
+from report.markdown import Line, Table, escape
+from report.published import PublishedRow, Source
+from report.sheet import Cell, Group, Row, Sheet, groups
+from report.values import ABSENT, Exclusion, exclusion, fixed, measured
+
+
+def tables(sheet: Sheet) -> tuple[Table, ...]:
+    """Every table of the page, in order. Raises ConfigError or RecordError when descriptions or records do not fit."""
+    layouts = table_layouts(sheet.benchmarks, sheet.published)
+    found = groups(sheet, layouts)
+    keys = [(group.table, group.dataset) for group, _ in found]
+    return tuple(
+        _table(sheet, layouts[group.table], group, cells, is_only=keys.count((group.table, group.dataset)) == 1)
+        for group, cells in found
+    )
+
+
+def _table(sheet: Sheet, layout: Layout, group: Group, cells: Sequence[Cell], *, is_only: bool) -> Table:
+    fills = fillers(sheet.benchmarks, group.table, group.dataset)
+    shown, excluded = _sorted_out(sheet, cells)
+    published = sheet.published_table(group.table, group.dataset)
+    rows = {row.key: row for row in sheet.rows}
+    here = {cell.row for cell in cells}
+    mine = [_line(sheet, layout, row, fills, shown) for row in sheet.rows if sheet.is_suite or row.key in here]
+    theirs = list(sheet.published.rows(group.table)) if published else []
+    lines = [_published_line(layout, *item, is_marked=bool(mine)) for item in theirs] + mine
+    texts = [text for line in lines for text in line.cells]
+    said = [
+        notes.legend(layout, shown, texts),
+        notes.images(sheet, group) if cells or sheet.is_suite else None,
+        *(notes.protocols(sheet, fills, shown) if cells or sheet.is_suite else ()),
+        notes.unfilled(layout, fills),
+        *(published.notes if published else ()),
+        *(() if mine else [*dict.fromkeys(_origin(source) for source, _ in theirs), _not_measured(fills)]),
+        *notes.exclusions(rows, layout, fills, excluded),
+        *notes.unmeasured(sheet, group),
+    ]
+    return Table(
+        name=_name(sheet, group, is_only=is_only),
+        section=_section(sheet, group),
+        heading=_heading(sheet, layout, group, is_only=is_only),
+        columns=(layout.label_column, *layout.columns),
+        lines=tuple(lines),
+        notes=tuple(note for note in said if note),
+    )
+
+
+def _sorted_out(sheet: Sheet, cells: Sequence[Cell]) -> tuple[list[Cell], list[tuple[Cell, Exclusion]]]:
+    """(what the table shows, what it must not show and why), in page order; blank rows are in neither."""
+    blank = {row.key for row in sheet.rows if row.blank}
+    position = {row.key: number for number, row in enumerate(sheet.rows)}
+    shown: list[Cell] = []
+    excluded: list[tuple[Cell, Exclusion]] = []
+    for cell in sorted(cells, key=lambda cell: (position[cell.row], cell.benchmark, cell.seed)):
+        if cell.record is None or cell.row in blank:
+            continue
+        reason = exclusion(cell.record, sheet.benchmarks[cell.benchmark])
+        if reason is None:
+            shown.append(cell)
+        else:
+            excluded.append((cell, reason))
+    return shown, excluded
+
+
+def _line(sheet: Sheet, layout: Layout, row: Row, fills: Mapping[str, Filler], shown: Sequence[Cell]) -> Line:
+    texts: list[str] = []
+    for column in layout.columns:
+        filler = fills.get(column)
+        if filler is None:
+            texts.append(ABSENT)
+            continue
+        mine = (row.key, filler.benchmark)
+        records = [cell.record for cell in shown if cell.record is not None and (cell.row, cell.benchmark) == mine]
+        planned = sum((cell.row, cell.benchmark) == mine for cell in sheet.cells)
+        texts.append(measured(records, filler.metric, decimals=layout.decimals, planned=planned))
+    return Line(label=escape(row.label), footnote=escape(row.note) if row.note else None, cells=tuple(texts))
+
+
+def _published_line(layout: Layout, source: Source, row: PublishedRow, *, is_marked: bool) -> Line:
+    values = [row.results[layout.id].get(column) for column in layout.columns]
+    cells = [
+        ABSENT if value is None else value if isinstance(value, str) else fixed(value, layout.decimals)
+        for value in values
+    ]
+    label = escape(row.label)
+    return Line(
+        label=f"[{label}]({row.link})" if row.link else label,
+        footnote=_origin(source) if is_marked else None,  # no need to tell it from rows of ours where there are none
+        cells=tuple(cells),
+    )
+
+
+def _origin(source: Source) -> str:
+    return f"Published: [{escape(source.name)}]({source.url}), {escape(source.licence)}."
+
+
+def _not_measured(fills: Mapping[str, Filler]) -> str:
+    names = sorted({filler.benchmark for filler in fills.values()})
+    if not names:
+        return "Published rows only: no benchmark here fills this table."
+    return f"Published rows only: not measured here yet ({', '.join(f'`{name}`' for name in names)})."
+
+
+def _title(sheet: Sheet, dataset: str) -> str:
+    return sheet.datasets[dataset].title if dataset in sheet.datasets else dataset
+
+
+def _short_hashes(group: Group) -> str:
+    return "-".join(split.sha256[:8] for split in group.images)
+
+
+def _heading(sheet: Sheet, layout: Layout, group: Group, *, is_only: bool) -> str:
+    """The title, with the dataset's where it is not the published one, and the hashes where that is not enough."""
+    heading = layout.title
+    if sheet.published_table(group.table, group.dataset) is None:
+        heading += f": {_title(sheet, group.dataset)}"
+    return escape(heading if is_only else f"{heading} (images {_short_hashes(group)})")
+
+
+def _name(sheet: Sheet, group: Group, *, is_only: bool) -> str:
+    name = group.table
+    if sheet.published_table(group.table, group.dataset) is None:
+        name += f":{group.dataset}"
+    return name if is_only else f"{name}:{_short_hashes(group)}"
+
+
+def _section(sheet: Sheet, group: Group) -> str:
+    published = sheet.published_table(group.table, group.dataset)
+    if published is not None:
+        return published.section
+    return "Further datasets" if sheet.substitute_for(group.dataset) is None else "Substitute datasets"

@@ -1,0 +1,103 @@
+"""How a number is written, and which records may stand in a column at all.
+
+A measured cell is "57.4 ± 0.4": the value, and half the width of the record's 95 % bootstrap interval over the test
+images. Several seeds give "57.4 ± 0.4 (std 0.2, n 3)": mean and sample standard deviation over the seeds, and the mean
+half-width. The two spreads answer different questions and are never merged (DESIGN §5).
+"""
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from zoo.benchmark import AnyBenchmark
+from zoo.errors import RecordError
+from zoo.record import ResultRecord
+
+ABSENT: Final = "–"
+
+
+def fixed(value: float, decimals: int) -> str:
+    """`value` with exactly `decimals` decimals; no negative zero."""
+    return f"{value:z.{decimals}f}"
+
+
+def measured(records: Sequence[ResultRecord], metric: str, *, decimals: int, planned: int) -> str:
+    """One cell from the results of all seeds; "–" when there is none. `planned`: how many seeds there should be.
+
+    Raises RecordError when a record lacks the metric.
+    """
+    runs = _runs(records)
+    if not runs:
+        return ABSENT
+    values = [_value(record, metric) for record in runs]
+    text = fixed(statistics.fmean(values), decimals)
+    widths = [record.confidence[metric] for record in runs if metric in record.confidence]
+    if len(widths) == len(runs):
+        text += f" ± {fixed(statistics.fmean((high - low) / 2 for low, high in widths), decimals)}"
+    if len(runs) == 1 and (planned <= 1 or runs[0].deterministic):
+        return text
+    spread = f"std {fixed(statistics.stdev(values), decimals)}, " if len(runs) > 1 else ""
+    wanted = f" of {planned}" if len(runs) < planned else ""
+    return f"{text} ({spread}n {len(runs)}{wanted})"
+
+
+def _runs(records: Sequence[ResultRecord]) -> list[ResultRecord]:
+    """The runs that count, by seed: every cell once, and one for all where the seed changes nothing."""
+    unique = {record.cell_id: record for record in sorted(records, key=lambda record: (record.seed, record.cell_id))}
+    runs = list(unique.values())
+    return runs[:1] if any(record.deterministic for record in runs) else runs
+
+
+def _value(record: ResultRecord, metric: str) -> float:
+    if metric not in record.metrics:
+        raise RecordError(
+            f"record {record.cell_id[:12]}… ({record.benchmark_config} on {record.checkpoint.name}): expected a metric "
+            f"'{metric}' as its benchmark's table asks for, found {', '.join(sorted(record.metrics))}."
+        )
+    return record.metrics[metric]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exclusion:
+    """Why a record may not stand in its column."""
+
+    kind: Literal["modified", "stale"]
+    why: str
+
+
+def exclusion(record: ResultRecord, config: AnyBenchmark) -> Exclusion | None:
+    """None for a result of the benchmark as it is configured now; else why the record is not one."""
+    if record.modified:
+        return Exclusion(kind="modified", why=", ".join(record.modified))
+    if record.benchmark != config.benchmark:
+        return Exclusion(kind="stale", why=f"benchmark was {record.benchmark}, is now {config.benchmark}")
+    if record.protocol != config.protocol:
+        return Exclusion(kind="stale", why=f"protocol was {record.protocol}, is now {config.protocol}")
+    datasets = sorted({dataset.dataset for dataset in record.datasets.values()})
+    if datasets != [config.dataset]:
+        return Exclusion(kind="stale", why=f"dataset was {', '.join(datasets)}, is now {config.dataset}")
+    then, now = dict(_flat(record.settings)), dict(_flat(config.settings))
+    changed = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
+    if changed:
+        listed = [f"{key} was {_shown(then, key)}, is now {_shown(now, key)}" for key in changed[:3]]
+        more = [f"and {len(changed) - 3} more"] if len(changed) > 3 else []
+        return Exclusion(kind="stale", why="; ".join([*listed, *more]))
+    return None
+
+
+def _flat(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key → scalar or list, of nested settings; YAML's tuples and JSON's lists are alike."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(item, f"{at}.{key}" if at else str(key))
+    else:
+        yield at, _listed(value)
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def _shown(settings: Mapping[str, Any], key: str) -> str:
+    return str(settings[key]) if key in settings else "absent"
