@@ -118,7 +118,7 @@ def _record(
         benchmark_config=cell.name,
         benchmark=cell.config.benchmark,
         protocol=cell.config.protocol,
-        modified=cell.overrides,
+        modified=tuple(text for text in cell.overrides if not text.startswith(("execution.", "table."))),
         seed=cell.seed,
         deterministic=BENCHMARKS[cell.config.benchmark].deterministic(cell.config.settings),
         checkpoint=CheckpointRecord(

@@ -16,6 +16,9 @@ from typing import IO, Any
 
 from zoo.errors import ZooError
 
+_UMASK = os.umask(0o022)  # the only way to read it is to set it
+os.umask(_UMASK)
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 
@@ -53,6 +56,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     temporary = Path(name)
     try:
+        os.fchmod(handle, 0o666 & ~_UMASK)  # mkstemp's files are private; results on a shared disk are not
         with os.fdopen(handle, "wb") as stream:
             yield stream
             stream.flush()
