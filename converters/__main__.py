@@ -5,8 +5,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from converters.canonical import write_checkpoint
-from converters.read import read
 from zoo.command import guarded
 from zoo.files import ensure_writable, sha256_file
 from zoo.transforms import IMAGENET_PIXELS
@@ -27,6 +25,9 @@ def convert(
     name: Annotated[str | None, typer.Option(help="row label on the page; the file's name by default")] = None,
 ) -> None:
     """Read a checkpoint of any known layout, check that all of it is there, and write it with a card."""
+    from converters.canonical import write_checkpoint  # torch: seconds that --help and a typing error need not wait
+    from converters.read import read
+
     source_format, arch, state = read(file)
     ensure_writable(out)
     label = name or file.name.removesuffix(file.suffix)

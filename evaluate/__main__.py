@@ -19,7 +19,7 @@ from evaluate.suite import make_plan
 from zoo.checkpoint import CARD_NAME
 from zoo.command import guarded
 from zoo.errors import CheckpointError, ConfigError
-from zoo.files import cache_dir, remembered_sha256, runs_dir
+from zoo.files import cache_dir, ensure_writable, remembered_sha256, runs_dir
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Workers = Annotated[int, typer.Option("--workers", min=0, help="loader processes; no result depends on it")]
@@ -74,7 +74,7 @@ def run(
     checkpoint: Annotated[Path | None, typer.Option(help="a card.yaml, its folder, or a checkpoint file")] = None,
     benchmark: Annotated[str | None, typer.Option(help="a name in configs/benchmarks/")] = None,
     cell: Annotated[Path | None, typer.Option(help="a cell file, instead of the two above")] = None,
-    seed: Annotated[int, typer.Option(help="of training on top of the checkpoint")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of training on top of the checkpoint")] = 0,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value: marks the result modified")] = None,
     records: Annotated[Path | None, typer.Option(help="where the record goes; default runs/single/records")] = None,
     force: Annotated[bool, typer.Option(help="measure again even if the record exists")] = False,
@@ -88,11 +88,12 @@ def run(
     if path.exists() and not force:
         typer.echo(f"{chosen.name} on {chosen.card.name}: measured already -> {path} (--force measures again)")
         return
+    ensure_writable(target)
+    path.unlink(missing_ok=True)
     _spread(procs)
     from evaluate.run import run_cell
     from zoo.distributed import world
 
-    path.unlink(missing_ok=True)
     with world() as me:
         run_cell(chosen, target, num_workers=workers, me=me)
 

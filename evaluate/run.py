@@ -25,7 +25,7 @@ from zoo.checkpoint import verify_weights
 from zoo.datasets import Manifest, manifest
 from zoo.distributed import World
 from zoo.errors import DataError
-from zoo.files import ROOT, ensure_writable
+from zoo.files import ROOT
 from zoo.record import SCHEMA_VERSION, CheckpointRecord, DatasetRecord, Measurement, ResultRecord, write_record
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,6 @@ def run_cell(cell: Cell, records: Path, *, num_workers: int, me: World) -> Path:
     """Measure `cell` and write its record into `records`; the record's path. Every process of `me` calls this."""
     started = datetime.datetime.now(datetime.UTC)
     clock = time.monotonic()
-    ensure_writable(records)
     benchmark = BENCHMARKS[cell.config.benchmark]
     weights = verify_weights(cell.card_path, cell.card)
     manifests = {role: _verified(cell, role) for role in cell.datasets}

@@ -1,4 +1,4 @@
-"""python -m report build [RUNS/SUITE] | check
+"""python -m report build [RUNS/SUITE] | check | curves RUN_FOLDER… --out FILE.svg
 
 `build` with a suite's folder writes its RESULTS.md; without one, the generated text of the committed RESULTS.md (and of
 README.md, where it has markers). `check` fails when the committed text is not what would be generated.
@@ -46,6 +46,28 @@ def check() -> None:
         typer.echo(difference, nl=False)
         raise ZooError("the committed text differs from what its sources give; run python -m report build, and commit.")
     typer.echo("up to date")
+
+
+@app.command()
+def curves(
+    folders: Annotated[list[Path], typer.Argument(help="folders that python -m pretrain wrote")],
+    out: Annotated[Path, typer.Option(help="the picture, an .svg file")],
+    baseline: Annotated[list[str] | None, typer.Option(help="NAME=LEVEL: a level line for kNN")] = None,
+) -> None:
+    """Draw the runs' loss, deviation and kNN, and print kNN per epoch as a table."""
+    from report.curves import draw, knn_table, read_log
+    from zoo.checkpoint import CARD_NAME, read_card
+
+    levels: list[tuple[str, float]] = []
+    for text in baseline or []:
+        name, _, level = text.rpartition("=")
+        if not name or not level.replace(".", "", 1).isdecimal():
+            raise ZooError(f"--baseline {text}: expected NAME=LEVEL, as random=33.9.")
+        levels.append((name, float(level)))
+    names = [read_card(folder).name if (folder / CARD_NAME).exists() else folder.name for folder in folders]
+    runs = list(zip(names, map(read_log, folders), strict=True))
+    draw(runs, out, baselines=levels)
+    typer.echo(knn_table(runs), nl=False)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,9 @@ changes it. Needs no torch: planning reads cards only.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field
 
-from zoo.config import Strict, load
+from zoo.config import Strict, dump_yaml, load
 from zoo.errors import CheckpointError
 from zoo.files import remembered_sha256, sha256_file, write_atomic
 from zoo.transforms import Pixels
@@ -78,5 +77,5 @@ def _compare(weights: Path, *, expected: str, found: str, card: Path) -> None:
 def write_card(folder: Path, card: CheckpointCard) -> Path:
     """Write `card` into `folder`, atomically; the weights must lie there already."""
     path = folder / CARD_NAME
-    write_atomic(path, yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    write_atomic(path, dump_yaml(card.model_dump(mode="json")))
     return path

@@ -14,6 +14,7 @@ from types import FrameType
 
 from zoo.errors import ZooError
 
+INTERRUPTED = 130
 _DISK = {
     errno.ENOSPC: "the disk is full: free space, or set ZOO_RUNS / ZOO_CACHE to a larger one",
     errno.EDQUOT: "the disk quota is used up: free space, or set ZOO_RUNS / ZOO_CACHE to another place",
@@ -32,9 +33,11 @@ def guarded(main: Callable[[], int | None]) -> None:
     except ZooError as error:
         _say(str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _say("interrupted; run the same command again to go on from the last saved point")
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != INTERRUPTED:
+            raise
+        _say("interrupted; run the same command again to go on from the last saved point")  # typer ends it with 130
+        sys.exit(INTERRUPTED)
     except OSError as error:
         if error.errno not in _DISK:
             raise

@@ -2,7 +2,7 @@
 
 Scalars follow YAML 1.2's core schema (PyYAML alone follows 1.1): `1e-3` is a float, `no` a string, `010` the number 10.
 Duplicate keys, unknown keys, missing keys and wrong types are errors; nothing is coerced, except that an integer is
-accepted where a float is expected. Anchors, aliases and merge keys are refused: a file reads as it stands.
+accepted where a float is expected. Anchors, aliases, tags and merge keys are refused: a file reads as it stands.
 """
 
 import re
@@ -68,8 +68,6 @@ class _Document:
             return self._mapping(node, at)
         if isinstance(node, yaml.SequenceNode):
             return tuple(self._value(child, (*at, index)) for index, child in enumerate(node.value))
-        if node.tag.startswith("!"):
-            self.problems.append((node.start_mark.line + 1, f"tag {node.tag} is not supported"))
         assert isinstance(node, yaml.ScalarNode)
         return scalar(node.value) if node.style is None else node.value  # a quoted scalar stays a string
 
@@ -81,6 +79,9 @@ class _Document:
                 self.problems.append((line, "a key must be a plain scalar"))
                 continue
             key = scalar(key_node.value) if key_node.style is None else key_node.value
+            if key == "<<":
+                self.problems.append((line, f"{_dotted((*at, key))}: merge keys are not supported"))
+                continue
             if key in result:
                 first = self.lines[(*at, key)]
                 self.problems.append((line, f"{_dotted((*at, key))}: duplicate key (first on line {first})"))
@@ -91,12 +92,19 @@ class _Document:
 
 
 class _Plain(yaml.SafeLoader):
-    """PyYAML's composer with tags left to us, and aliases refused."""
+    """PyYAML's composer, with all refused that would give a value another meaning than its text has."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not supported", problem_mark=event.start_mark)
+        event = self.peek_event()
+        found = None
+        if isinstance(event, yaml.AliasEvent):
+            found = "aliases (*name)"
+        elif isinstance(event, yaml.NodeEvent) and event.anchor:
+            found = "anchors (&name)"
+        elif getattr(event, "tag", None):
+            found = "tags (!name)"
+        if found:
+            raise yaml.MarkedYAMLError(problem=f"{found} are not supported", problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
 
@@ -129,7 +137,9 @@ def load(path: Path, model: type[Model], *, overrides: Sequence[str] = ()) -> Mo
     try:
         value = model.model_validate(data)
     except ValidationError as error:
-        problems += [(_line(document.lines, item["loc"]), _problem(item)) for item in error.errors()]
+        for item in error.errors():
+            at, text = _problem(item, data)
+            problems.append((_line(document.lines, at), f"{_dotted(at)}: {text}"))
         raise _error(path, problems) from None
     if problems:
         raise _error(path, problems)
@@ -141,7 +151,26 @@ def validate(data: Mapping[str, Any], model: type[Model], *, where: str) -> Mode
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(several(f"{where} is not valid:", [_problem(item) for item in error.errors()])) from None
+        found = [_problem(item, data) for item in error.errors()]
+        problems = list(dict.fromkeys(f"{_dotted(at)}: {text}" for at, text in found))
+        raise ConfigError(several(f"{where} is not valid:", problems)) from None
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's emitter, with quotes round every string that `scalar` would read as something else."""
+
+
+def _string(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = None if isinstance(scalar(text), str) else "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _string)
+
+
+def dump_yaml(data: Any) -> str:
+    """Plain data as YAML that `read_yaml` reads back as it was (tuples and lists both as sequences)."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _parse(path: Path) -> _Document:
@@ -166,16 +195,18 @@ def _override(data: dict[Any, Any], text: str) -> str | None:
     if not separator or not key:
         return f"--set {text}: expected key=value"
     try:
-        value = _Document(raw).data
+        document = _Document(raw)
     except yaml.YAMLError:
         return f"--set {text}: the value is not valid YAML"
+    if document.problems:
+        return f"--set {text}: {document.problems[0][1]}"
     parts = [scalar(part) for part in key.split(".")]
     target: Any = data
     for part in parts[:-1]:
         target = target.get(part) if isinstance(target, dict) else None
     if not isinstance(target, dict) or parts[-1] not in target:
         return f"--set {text}: no key '{key}' in this file"
-    target[parts[-1]] = value
+    target[parts[-1]] = document.data
     return None
 
 
@@ -183,7 +214,6 @@ def _line(lines: Mapping[Path_, int], location: Sequence[str | int]) -> int:
     """The line of the deepest part of `location` that stands in the file (a missing key has its parent's line)."""
     at = tuple(location)
     while at not in lines and at:
-        # pydantic puts a union's branch name into the location; the file does not have it
         at = at[:-1]
     return lines.get(at, 1)
 
@@ -191,14 +221,36 @@ def _line(lines: Mapping[Path_, int], location: Sequence[str | int]) -> int:
 _REQUIRED = {"missing": "missing key", "extra_forbidden": "unknown key"}
 
 
-def _problem(item: Any) -> str:
-    where = _dotted(item["loc"])
-    if item["type"] in _REQUIRED:
-        return f"{where}: {_REQUIRED[item['type']]}"
-    if item["type"] == "value_error":  # raised by a validator of ours: its text is the message
-        return f"{where}: {item['ctx']['error']}"
+def _problem(item: Any, data: Any) -> tuple[Path_, str]:
+    """Where in `data` one of pydantic's errors lies, and what it says."""
+    kind, at = item["type"], _place(item["loc"], data)
+    if kind == "missing":
+        return (*at, item["loc"][-1]), _REQUIRED[kind]
+    if kind == "union_tag_not_found":
+        return (*at, item["ctx"]["discriminator"].strip("'")), _REQUIRED["missing"]
+    if kind == "union_tag_invalid":
+        expected = f"expected one of {item['ctx']['expected_tags']}, found '{item['ctx']['tag']}'"
+        return (*at, item["ctx"]["discriminator"].strip("'")), expected
+    if kind in _REQUIRED:
+        return at, _REQUIRED[kind]
+    if kind == "value_error":  # raised by a validator of ours: its text is the message
+        return at, str(item["ctx"]["error"])
     expected = item["msg"][0].lower() + item["msg"][1:]
-    return f"{where}: {expected}, found {_shown(item['input'])}"
+    return at, f"{expected}, found {_shown(item['input'])}"
+
+
+def _place(location: Sequence[str | int], data: Any) -> Path_:
+    """The parts of pydantic's `location` that stand in `data`: it adds the names of union branches, which do not."""
+    at: Path_ = ()
+    for part in location:
+        if isinstance(data, Mapping) and part in data:
+            data = data[part]
+        elif isinstance(data, tuple) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        else:
+            continue
+        at = (*at, part)
+    return at
 
 
 def _shown(value: Any) -> str:

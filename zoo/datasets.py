@@ -144,10 +144,8 @@ def manifest(name: str, split: str) -> Manifest:
     Reads folder listings and file sizes, never pixels; kept for the process's life.
     """
     config = dataset_config(name)
-    if split not in config.splits:
-        raise ConfigError(f"dataset '{name}' has no split '{split}': expected one of {sorted(config.splits)}")
+    expected = _split_config(config, split)
     root = dataset_root(config)
-    expected = config.splits[split]
     layout = _present_layout(root, expected.layouts, name=name, split=split)
     if layout.class_folders is not None:
         entries, folders = _read_class_folders(root, layout.class_folders, name=name, num_classes=config.num_classes)
@@ -178,8 +176,11 @@ def identity(name: str, split: str) -> Identity:
     A file replaced under its own name does not change its folder; `manifest` lists anew, and is what running uses.
     """
     config = dataset_config(name)
+    layouts = _split_config(config, split).layouts
     root = dataset_root(config)
     asked = canonical_json({"root": str(root), "split": split, "config": config.model_dump(mode="json")})
+    tops = [root / (layout.class_folders or layout.image_list or "") for layout in layouts]
+    asked += "".join(stat_signature(top) for top in tops if top.exists())  # another layout, class or list: ask anew
 
     def known_folders() -> list[str]:
         return list(manifest(name, split).folders)
@@ -198,6 +199,12 @@ def identity(name: str, split: str) -> Identity:
     if signature.endswith("changed"):
         return Identity(dataset=name, split=split, num_classes=config.num_classes, **read())
     return Identity(dataset=name, split=split, num_classes=config.num_classes, **remembered("dataset", signature, read))
+
+
+def _split_config(config: DatasetConfig, split: str) -> SplitConfig:
+    if split not in config.splits:
+        raise ConfigError(f"dataset '{config.name}' has no split '{split}': expected one of {sorted(config.splits)}")
+    return config.splits[split]
 
 
 def _present_layout(root: Path, layouts: Sequence[Layout], *, name: str, split: str) -> Layout:

@@ -21,7 +21,12 @@ def driver_gpus() -> list[str]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return [str(entry) for entry in sorted(Path("/proc/driver/nvidia/gpus").glob("*"))]
-    listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=60, check=False)
+    try:
+        listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        raise ZooError(
+            f"{tool} -L gave no answer in 60 s: the GPU driver hangs. Mend it, or set ZOO_DEVICE=cpu."
+        ) from None
     return [line for line in listed.stdout.splitlines() if line.startswith("GPU ")] if listed.returncode == 0 else []
 
 

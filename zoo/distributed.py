@@ -54,16 +54,16 @@ def world() -> Iterator[World]:
         yield me
         return
     dist.init_process_group(devices.backend(device), rank=rank, world_size=size)
-    try:
-        yield me
-    finally:
-        dist.destroy_process_group()
+    yield me
+    # only after success: a peer that waits for a failed process would fail too, and might exit before it
+    dist.destroy_process_group()
 
 
 def launch(num_processes: int, module_arguments: Sequence[str]) -> int:
     """Run `python -m <module_arguments>` as `num_processes` local processes under torchrun's launcher; the exit code.
 
-    That of the first process that failed, so that a collapse stays a 3 and bad input a 2; 0 when all succeeded.
+    0 when all succeeded. A process's own verdict (a collapse's 3, bad input's 2) comes before the 1 or the signal of
+    peers that it took along; of equals, the first.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -81,7 +81,10 @@ def launch(num_processes: int, module_arguments: Sequence[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", *module_arguments)
     except ChildFailedError as error:
-        return error.get_first_failure()[1].exitcode
+        first = sorted(error.failures.values(), key=lambda failure: failure.timestamp)
+        codes = [failure.exitcode for failure in first]
+        code = next((code for code in codes if 1 < code < 128), codes[0])
+        return code if code >= 0 else 128 - code  # killed by a signal: as a shell says it
     except SignalException:  # the launcher turns SIGTERM and SIGINT into this, after passing them on
         raise KeyboardInterrupt from None
     return 0
@@ -186,9 +189,9 @@ class AllReduceBatchNorm(nn.BatchNorm2d):
             return super().forward(input)
         axes = (0,) if input.dim() == 2 else (0, 2, 3)
         shape = (1, -1) if input.dim() == 2 else (1, -1, 1, 1)
-        count = torch.tensor([input.numel() / input.shape[1]], dtype=input.dtype, device=input.device)
-        dist.all_reduce(count)
-        mean = summed(input.sum(axes)) / count
+        sums = summed(torch.cat([input.sum(axes), input.new_tensor([input.numel() / input.shape[1]])]))  # (C + 1,)
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
         centred = input - mean.view(shape)
         variance = summed(centred.square().sum(axes)) / count
         self._track(mean.detach(), variance.detach(), float(count))

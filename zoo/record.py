@@ -2,10 +2,11 @@
 
 A record is `<cell id>.json`; what is stored per sample (predictions, bootstrap replicates) is `<cell id>.npz` beside
 it, written first and named by hash in the JSON, so a record that exists is complete. `docs/record.schema.json` is the
-contract for other programs; a test compares it with these models.
+contract for other programs; `python -m zoo.record` prints it, and a test compares it with these models.
 """
 
 import io
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,3 +148,12 @@ def read_arrays(folder: Path, record: ResultRecord) -> dict[str, np.ndarray]:
         raise RecordError(f"{path}: expected sha256 {record.arrays_sha256[:12]}…, found {found[:12]}….")
     with np.load(path, allow_pickle=False) as stored:
         return {name: stored[name] for name in stored.files}
+
+
+def schema_text() -> str:
+    """What docs/record.schema.json holds."""
+    return json.dumps(ResultRecord.model_json_schema(), indent=2) + "\n"
+
+
+if __name__ == "__main__":  # python -m zoo.record > docs/record.schema.json
+    print(schema_text(), end="")

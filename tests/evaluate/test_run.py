@@ -244,7 +244,7 @@ def test_a_killed_suite_takes_its_children_with_it(tree: Tree, tmp_path: Path) -
         children = [int(pid) for pid in listing.read_text().split()] if listing.exists() else []
     assert children
     process.kill()
-    process.wait()
+    process.communicate()
     while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < deadline:
         time.sleep(0.1)
     alive = [pid for pid in children if Path(f"/proc/{pid}").exists()]

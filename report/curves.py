@@ -1,0 +1,78 @@
+"""How did pre-training go? Loss, deviation and kNN of several runs as one picture, and kNN per epoch as a table.
+
+Reads the log.jsonl that `python -m pretrain` leaves in each run's folder. The picture holds no date and no random
+identifiers: the same logs, the same bytes.
+"""
+
+import json
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import RecordError
+from zoo.files import write_atomic
+
+Entry = dict[str, Any]
+HEALTHY = 1.0  # std of z/|z| times √d of outputs spread evenly (protocols §1.2)
+
+
+def read_log(folder: Path) -> list[Entry]:
+    """A run's log.jsonl, a dict a line. Raises RecordError naming the line that cannot be read."""
+    path = folder / "log.jsonl"
+    if not path.is_file():
+        raise RecordError(f"{path}: no such file; expected a folder that python -m pretrain wrote.")
+    entries: list[Entry] = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise RecordError(f"{path}:{number}: not JSON ({error.msg}).") from error
+    return entries
+
+
+def knn_table(runs: Sequence[tuple[str, list[Entry]]]) -> str:
+    """Markdown: one row an epoch, one column a run, top-1 in percent; "–" where a run has no measurement."""
+    columns = [(name, {e["epoch"] + 1: e[_knn(e)] for e in log if _knn(e)}) for name, log in runs]
+    epochs = sorted({epoch for _, values in columns for epoch in values})
+    lines = ["| epoch | " + " | ".join(name for name, _ in columns) + " |", "| --- |" + " --- |" * len(columns)]
+    for epoch in epochs:
+        cells = [f"{values[epoch]:.1f}" if epoch in values else "–" for _, values in columns]
+        lines.append(f"| {epoch} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _knn(entry: Entry) -> str | None:
+    return next((key for key in entry if key.startswith("knn") and key.endswith("_top1")), None)
+
+
+def draw(runs: Sequence[tuple[str, list[Entry]]], path: Path, *, baselines: Sequence[tuple[str, float]] = ()) -> None:
+    """Write an SVG with three panels against the step: loss, std·√d, kNN top-1 with `baselines` as level lines."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    with matplotlib.rc_context({"svg.hashsalt": "transferzoo", "svg.fonttype": "none", "font.size": 9}):
+        figure, panels = pyplot.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+        for name, log in runs:
+            for panel, key in ((panels[0], "loss"), (panels[1], "std_sqrt_d")):
+                points = [(entry["step"], entry[key]) for entry in log if entry.get(key) is not None]
+                if points:
+                    panel.plot(*zip(*points, strict=True), label=name, linewidth=1)
+            measured = [(entry["step"], entry[_knn(entry)]) for entry in log if _knn(entry)]
+            if measured:
+                panels[2].plot(*zip(*measured, strict=True), label=name, marker=".")
+        panels[1].axhline(HEALTHY, color="grey", linestyle=":", linewidth=1)
+        for number, (name, level) in enumerate(baselines):
+            panels[2].axhline(level, color="grey", linestyle=("--", ":", "-.")[number % 3], linewidth=1, label=name)
+        titles = ("loss", "std(z/|z|)·√d (1: evenly spread)", "kNN top-1 in percent")
+        for panel, title in zip(panels, titles, strict=True):
+            panel.set_title(title)
+            panel.set_xlabel("step")
+            panel.spines[["top", "right"]].set_visible(False)
+        panels[2].legend(frameon=False)
+        buffer = StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        pyplot.close(figure)
+    write_atomic(path, buffer.getvalue())

@@ -1,0 +1,48 @@
+"""Batches in the caller's order, for any number of workers; an unreadable image keeps its name."""
+
+import numpy as np
+import pytest
+import torch
+
+from zoo.errors import DataError
+from zoo.loading import Sample, load_batches
+
+BATCHES = [[3, 1], [2], [0, 5, 4]]
+
+
+def two_views(key: int) -> Sample:
+    return np.full((4, 5, 3), key, dtype=np.uint8), np.full((2, 2, 3), 100 + key, dtype=np.uint8)
+
+
+def broken(key: int) -> Sample:
+    if key == 2:
+        raise DataError("/images/2.jpg: the image cannot be decoded")
+    return two_views(key)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_come_in_order_as_uint8_views(workers: int) -> None:
+    found = list(load_batches(two_views, BATCHES, num_workers=workers))
+    assert [[int(image[0, 0, 0]) for image in first] for first, _ in found] == BATCHES
+    assert [[int(image[0, 0, 0]) - 100 for image in second] for _, second in found] == BATCHES
+    assert found[0][0].shape == (2, 3, 4, 5) and found[2][1].shape == (3, 3, 2, 2)
+    assert all(view.dtype == torch.uint8 and view.is_contiguous() for batch in found for view in batch)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_is_named(workers: int) -> None:
+    batches = load_batches(broken, BATCHES, num_workers=workers)
+    assert next(batches)[0].shape == (2, 3, 4, 5)
+    with pytest.raises(DataError, match="^/images/2.jpg: the image cannot be decoded$"):
+        next(batches)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_leaves_the_global_generator_alone(workers: int) -> None:
+    before = torch.get_rng_state()
+    list(load_batches(two_views, BATCHES, num_workers=workers))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_no_batches_are_none() -> None:
+    assert list(load_batches(two_views, [], num_workers=0)) == []
