@@ -83,7 +83,7 @@ def _suite_summary(page: Page, cells: tuple[Cell, ...]) -> str:
     states = ", ".join(f"{missing.count(state)} {state}" for state in sorted(set(missing)))
     rest = f"; not done: {states}" if missing else ""
     return (
-        f"How well {counted(len(page.rows), 'checkpoint')} transfer, by {counted(len(page.benchmarks), 'benchmark')}. "
+        f"The transfer of {counted(len(page.rows), 'checkpoint')}, by {counted(len(page.benchmarks), 'benchmark')}. "
         f"{done} of {counted(len(cells), 'cell')} (checkpoint × benchmark × seed) done{rest}. Generated from page.json "
         "and records/ by `python -m report build` with this folder; do not edit."
     )

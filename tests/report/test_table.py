@@ -38,7 +38,7 @@ def test_a_small_suites_page_as_text(tmp_path: Path) -> None:
         [
             "# Results of suite `mini`",
             "",
-            "How well 3 checkpoints transfer, by 1 benchmark. 2 of 3 cells (checkpoint × benchmark × seed) done; not "
+            "The transfer of 3 checkpoints, by 1 benchmark. 2 of 3 cells (checkpoint × benchmark × seed) done; not "
             "done: 1 skipped. Generated from page.json and records/ by `python -m report build` with this folder; do "
             "not edit.",
             "",
