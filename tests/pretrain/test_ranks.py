@@ -1,0 +1,151 @@
+"""Several processes compute what one computes. Real processes over gloo, in double precision."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pretrain.checkpoint import latest_state
+from pretrain.preflight import check
+from pretrain.progress import LOG_NAME
+from pretrain.train import train
+from zoo.checkpoint import WEIGHTS_NAME
+from zoo.distributed import World
+from zoo.files import ROOT
+
+TRAIN = """
+import sys
+from pathlib import Path
+import torch
+from pretrain.preflight import check
+from pretrain.train import train
+from zoo.config import load
+from zoo.distributed import world
+from zoo.recipe import PretrainConfig
+
+with world() as me:
+    config, out = load(Path(sys.argv[1]), PretrainConfig), Path(sys.argv[2])
+    train(check(config, seed=0, overrides=(), out=out, workers=0, processes=me.size), me, dtype=torch.float64)
+"""
+
+BATCH_NORM = """
+import sys
+import torch
+from torch import nn
+from zoo.device import synchronised_batch_norm
+from zoo.distributed import world
+
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    flat = 3 + torch.randn(9, 4, dtype=torch.float64, generator=generator)
+    return {"flat": flat, "maps": torch.randn(9, 4, 3, 2, dtype=torch.float64, generator=generator) * 2 - 1}
+
+def outcome(norm, images, weights):
+    images = images.clone().requires_grad_(True)
+    (norm(images) * weights).sum().backward()
+    return images.grad, norm(images).detach()
+
+with world() as me:
+    start, end = [(0, 2), (2, 9)][me.rank]  # unequal shares
+    for name, whole in inputs().items():
+        for affine in (True, False):
+            kind = nn.BatchNorm1d if whole.dim() == 2 else nn.BatchNorm2d
+            plain, ours = kind(4, affine=affine).double(), kind(4, affine=affine).double()
+            if affine:
+                with torch.no_grad():
+                    for norm in (plain, ours):
+                        norm.weight.copy_(torch.tensor([1.0, 2.0, -1.0, 0.5]))
+            ours = synchronised_batch_norm(nn.Sequential(ours), me.device)[0]
+            weights = torch.cos(torch.arange(whole.numel(), dtype=torch.float64)).view(whole.shape)
+            expected = outcome(plain, whole, weights)
+            found = outcome(ours, whole[start:end], weights[start:end])
+            for mine, one in zip(found, expected):
+                assert torch.allclose(mine, one[start:end], rtol=0, atol=1e-12), (name, affine)
+            for key, value in plain.state_dict().items():
+                if "running" in key or "num" in key:
+                    assert torch.allclose(ours.state_dict()[key].double(), value.double(), rtol=0, atol=1e-12), key
+            if affine:
+                total = ours.weight.grad.clone()
+                torch.distributed.all_reduce(total)
+                assert torch.allclose(total, plain.weight.grad, rtol=0, atol=1e-11)
+            assert torch.allclose(ours.eval()(whole), plain.eval()(whole), rtol=0, atol=1e-12)
+"""
+
+
+def run_processes(code: str, arguments: list[str], *, size: int, env: dict[str, str]) -> None:
+    """Run `code` in `size` processes that know each other as torchrun's do; all must succeed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {**os.environ, **env, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size)}
+    common["LOCAL_WORLD_SIZE"] = str(size)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            cwd=ROOT,
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert all(process.returncode == 0 for process in processes), "\n".join(errors)
+
+
+def test_our_batch_norm_on_unequal_shares_is_batch_norm_on_the_whole(tiny: Any) -> None:
+    run_processes(BATCH_NORM, [], size=2, env=tiny.env)
+
+
+def outcome(config: Any, out: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Last loss and every step's deviation; every parameter, statistic and momentum."""
+    plan = check(config, seed=0, overrides=(), out=out, workers=0, processes=1)
+    state = latest_state(out, plan.key)
+    assert state is not None and state.step == 5
+    last = json.loads((out / LOG_NAME).read_text().splitlines()[0])
+    momenta = {f"momentum {key}": value["momentum_buffer"] for key, value in state.optimizer["state"].items()}
+    return [last["loss"], *state.deviations], {**state.model, **momenta}
+
+
+@pytest.mark.parametrize("method", ["simsiam", "supervised"])
+def test_two_and_four_processes_equal_one_after_five_steps(tiny: Any, method: str) -> None:
+    """Batch 8, five steps of an epoch of 43 images; learning rate 0.05, so that the weights do move."""
+    changes: dict[str, Any] = {"epochs": 1, "save": {"every_steps": 99}}
+    if method == "supervised":
+        changes |= {"method": {"name": "supervised", "label_smoothing": 0.1}, "collapse": None}
+    recipe, config = tiny.write(**changes), tiny.config(**changes)
+    alone = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+    plan = check(config, seed=0, overrides=(), out=tiny.folder / "1", workers=0, processes=1)
+    train(plan, alone, dtype=torch.float64)
+    numbers, tensors = outcome(config, plan.out)
+    results = {}
+    for size in (2, 4) if method == "simsiam" else (2,):
+        out = tiny.folder / f"{size}"
+        run_processes(TRAIN, [str(recipe), str(out)], size=size, env=tiny.env)
+        results[size] = outcome(config, out)
+    assert len(numbers) == (6 if method == "simsiam" else 1) and tensors["backbone.conv1.weight"].dtype == torch.float64
+    for size, (other_numbers, other_tensors) in results.items():
+        assert other_numbers == pytest.approx(numbers, rel=0, abs=1e-9), size
+        for name, tensor in tensors.items():
+            assert torch.allclose(other_tensors[name].double(), tensor.double(), rtol=0, atol=1e-9), (size, name)
+
+
+def test_procs_starts_the_processes_itself(tiny: Any) -> None:
+    out = tiny.folder / "out"
+    code, errors = tiny.run("pretrain", tiny.write(epochs=1), "--out", out, "--workers", "1", "--procs", "2")
+    assert code == 0, errors
+    assert "on 2 process(es)" in errors and (out / WEIGHTS_NAME).exists()
+    assert errors.count("run ") == 1  # the second process is silent
+
+
+def test_a_collapse_on_several_processes_keeps_its_exit_code(tiny: Any) -> None:
+    rule = {"below": 0.999, "window": 1, "grace_steps": 1, "action": "stop"}
+    recipe = tiny.write(epochs=2, collapse=rule)
+    code, errors = tiny.run("pretrain", recipe, "--out", tiny.folder / "out", "--workers", "0", "--procs", "2")
+    assert code == 3 and "has collapsed at step" in errors

@@ -1,0 +1,170 @@
+"""Batches that do not depend on how they are made, and a run as a command: cut off, continued, stopped."""
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pretrain.preflight import check
+from pretrain.progress import LOG_NAME, TIMES
+from pretrain.train import train, training_batches
+from zoo.checkpoint import CARD_NAME, WEIGHTS_NAME
+from zoo.datasets import manifest
+from zoo.distributed import World
+from zoo.errors import DataError, NonFiniteError
+from zoo.transforms import epoch_order
+
+ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+
+
+def batches(tiny: Any, *, rank: int = 0, size: int = 1, workers: int = 0, start: int = 0) -> list[Any]:
+    out = tiny.folder / "out"
+    plan = check(tiny.config(), seed=0, overrides=(), out=out, workers=workers, processes=size)
+    me = World(rank=rank, size=size, local_rank=rank, device=torch.device("cpu"))
+    return list(training_batches(plan, me, num_views=2, start_step=start))
+
+
+def assert_equal(found: list[Any], expected: list[Any]) -> None:
+    assert [batch[:2] for batch in found] == [batch[:2] for batch in expected]
+    for (_, _, views, labels), (_, _, other_views, other_labels) in zip(found, expected, strict=True):
+        assert torch.equal(labels, other_labels)
+        assert all(torch.equal(view, other) for view, other in zip(views, other_views, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # on two cores
+@pytest.mark.parametrize("workers", [2, 4])
+def test_batches_are_identical_for_any_number_of_workers(tiny: Any, workers: int) -> None:
+    alone = batches(tiny)
+    labels = manifest("tiny", "train").labels[epoch_order(0, 0, 43)[:8]]
+    assert alone[0][3].tolist() == labels.tolist()
+    assert len(alone) == 10 and alone[0][2][0].shape == (8, 3, 24, 24) and alone[5][:2] == (6, 1)
+    assert_equal(batches(tiny, workers=workers), alone)
+
+
+def test_batches_are_identical_for_one_and_two_processes(tiny: Any) -> None:
+    parts = zip(batches(tiny, rank=0, size=2), batches(tiny, rank=1, size=2, workers=2), strict=True)
+    joined = [
+        (*one[:2], tuple(torch.cat(pair) for pair in zip(one[2], two[2], strict=True)), torch.cat([one[3], two[3]]))
+        for one, two in parts
+    ]
+    assert_equal(joined, batches(tiny))
+
+
+def test_batches_from_the_middle_are_the_rest(tiny: Any) -> None:
+    assert_equal(batches(tiny, start=7), batches(tiny)[7:])
+
+
+def wait_for(path: Path, process: Any) -> None:
+    """Until `path` exists; the process must still run then."""
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+
+
+def log_entries(out: Path) -> list[dict[str, Any]]:
+    lines = (out / LOG_NAME).read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+
+
+def assert_same_run(out: Path, other: Path) -> None:
+    for name in (WEIGHTS_NAME, CARD_NAME):
+        assert (out / name).read_bytes() == (other / name).read_bytes(), name
+    assert log_entries(out) == log_entries(other)
+
+
+def train_here(tiny: Any, out: Path, **changes: Any) -> Path:
+    """The run in this process, one thread as in the others: the path of its card."""
+    return train(check(tiny.config(**changes), seed=0, overrides=(), out=out, workers=0, processes=1), ALONE)
+
+
+def test_a_run_killed_and_terminated_anywhere_ends_in_the_same_bytes(tiny: Any, caplog: Any) -> None:
+    recipe = tiny.write()
+    whole, parts = tiny.folder / "whole", tiny.folder / "parts"
+    train_here(tiny, whole)
+
+    process = tiny.start("pretrain", recipe, "--out", parts, "--workers", "1")
+    wait_for(parts / "state-000000002.pt", process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and not (parts / CARD_NAME).exists()
+
+    process = tiny.start("pretrain", recipe, "--out", parts, "--workers", "1")
+    wait_for(parts / "state-000000006.pt", process)
+    process.terminate()
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "going on from step" in errors and "stopped at step" in errors
+    assert not (parts / CARD_NAME).exists()
+
+    code, errors = tiny.run("pretrain", recipe, "--out", parts, "--workers", "0")
+    assert code == 0 and "going on from step" in errors
+    assert_same_run(parts, whole)
+    (parts / CARD_NAME).unlink()  # as if killed after the last step, before the card was there
+    train_here(tiny, parts)
+    assert_same_run(parts, whole)
+    with caplog.at_level("INFO"):
+        train_here(tiny, parts)
+    assert "tiny seed 0 is complete" in caplog.text and "epoch" not in caplog.text
+
+
+COLLAPSING: dict[str, Any] = {
+    "batch_size": 32,
+    "base_lr": 4.0,  # 0.5 at this batch size; one step an epoch
+    "epochs": 25,
+    "views": {"crop": 16},
+    "collapse": {"below": 0.7, "window": 5, "grace_steps": 10, "action": "stop"},
+    "monitor": {"every_epochs": 99},
+    "save": {"every_steps": 99},
+}
+
+
+def test_a_collapsing_run_is_stopped_with_exit_code_3(tiny: Any) -> None:
+    """No mock: without stop-gradient this small run does collapse."""
+    recipe = tiny.write(**COLLAPSING, method={**tiny.recipe()["method"], "stop_gradient": False})
+    out = tiny.folder / "out"
+    code, errors = tiny.run("pretrain", recipe, "--out", out, "--workers", "0")
+    assert code == 3, errors
+    assert "tiny seed 0 has collapsed at step" in errors and "No weights were exported" in errors
+    found = json.loads((out / "collapsed.json").read_text())
+    assert found["rule"] == COLLAPSING["collapse"] and sorted(found["std"])[2] < 0.7 and found["step"] >= 10
+    assert not (out / CARD_NAME).exists() and not (out / WEIGHTS_NAME).exists()
+
+
+def test_its_healthy_twin_is_not_stopped(tiny: Any) -> None:
+    assert train_here(tiny, tiny.folder / "out", **COLLAPSING).exists()
+
+
+def test_a_collapse_may_be_recorded_instead(tiny: Any) -> None:
+    rule = {"below": 0.999, "window": 1, "grace_steps": 1, "action": "record"}
+    assert train_here(tiny, tiny.folder / "out", collapse=rule, epochs=1).exists()
+    assert "collapsed" not in (tiny.folder / "out" / LOG_NAME).read_text()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny: Any) -> None:
+    method = {"name": "supervised", "label_smoothing": 0.0}
+    out = tiny.folder / "out"
+    with pytest.raises(NonFiniteError, match=r"tiny seed 0: the loss is (nan|inf) in epoch 1, step \d of 10"):
+        train_here(tiny, out, method=method, collapse=None, base_lr=1.0e12)
+    assert not (out / CARD_NAME).exists()
+    assert NonFiniteError.exit_code == 4
+
+
+def test_a_wrong_recipe_ends_with_exit_code_2_and_all_problems(tiny: Any) -> None:
+    recipe = tiny.write(batch_size=9, monitor={"k": 25})
+    code, errors = tiny.run("pretrain", recipe, "--procs", "2", "--set", "base_lr=0.5")
+    assert code == 2 and "Traceback" not in errors
+    assert "found 9 for 2" in errors and "monitor.k" in errors
+
+
+def test_an_image_that_breaks_during_the_run_is_named(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = shutil.copytree(Path(tiny.env["ZOO_DATA"]).parent / "data", tiny.folder / "data")
+    (tiny.folder / "data.yaml").write_text(f"tiny: {copy}\n")
+    monkeypatch.setenv("ZOO_DATA", str(tiny.folder / "data.yaml"))
+    (copy / "train" / "class0" / "0_003.png").write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(DataError, match="class0/0_003.png: expected an image"):
+        train_here(tiny, tiny.folder / "out")
