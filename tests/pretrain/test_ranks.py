@@ -113,23 +113,20 @@ def outcome(config: Any, out: Path) -> tuple[list[float], dict[str, torch.Tensor
     return [last["loss"], *state.deviations], {**state.model, **momenta}
 
 
-@pytest.mark.parametrize("method", ["simsiam", "supervised"])
-def test_two_and_four_processes_equal_one_after_five_steps(tiny: Any, method: str) -> None:
+def test_two_and_four_processes_equal_one_after_five_steps(tiny: Any) -> None:
     """Batch 8, five steps of an epoch of 43 images; learning rate 0.05, so that the weights do move."""
     changes: dict[str, Any] = {"epochs": 1, "save": {"every_steps": 99}}
-    if method == "supervised":
-        changes |= {"method": {"name": "supervised", "label_smoothing": 0.1}, "collapse": None}
     recipe, config = tiny.write(**changes), tiny.config(**changes)
     alone = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
     plan = check(config, seed=0, overrides=(), out=tiny.folder / "1", workers=0, processes=1)
     train(plan, alone, dtype=torch.float64)
     numbers, tensors = outcome(config, plan.out)
     results = {}
-    for size in (2, 4) if method == "simsiam" else (2,):
+    for size in (2, 4):
         out = tiny.folder / f"{size}"
         run_processes(TRAIN, [str(recipe), str(out)], size=size, env=tiny.env)
         results[size] = outcome(config, out)
-    assert len(numbers) == (6 if method == "simsiam" else 1) and tensors["backbone.conv1.weight"].dtype == torch.float64
+    assert len(numbers) == 6 and tensors["backbone.conv1.weight"].dtype == torch.float64
     for size, (other_numbers, other_tensors) in results.items():
         assert other_numbers == pytest.approx(numbers, rel=0, abs=1e-9), size
         for name, tensor in tensors.items():
@@ -142,10 +139,3 @@ def test_procs_starts_the_processes_itself(tiny: Any) -> None:
     assert code == 0, errors
     assert "on 2 process(es)" in errors and (out / WEIGHTS_NAME).exists()
     assert errors.count("run ") == 1  # the second process is silent
-
-
-def test_a_collapse_on_several_processes_keeps_its_exit_code(tiny: Any) -> None:
-    rule = {"below": 0.999, "window": 1, "grace_steps": 1, "action": "stop"}
-    recipe = tiny.write(epochs=2, collapse=rule)
-    code, errors = tiny.run("pretrain", recipe, "--out", tiny.folder / "out", "--workers", "0", "--procs", "2")
-    assert code == 3 and "has collapsed at step" in errors
