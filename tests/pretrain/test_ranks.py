@@ -14,6 +14,7 @@ import torch
 from pretrain.checkpoint import latest_state
 from pretrain.preflight import check
 from pretrain.progress import LOG_NAME
+from pretrain.session import build_model
 from pretrain.train import train
 from zoo.checkpoint import WEIGHTS_NAME
 from zoo.distributed import World
@@ -24,6 +25,7 @@ import sys
 from pathlib import Path
 import torch
 from pretrain.preflight import check
+from pretrain.session import build_model
 from pretrain.train import train
 from zoo.config import load
 from zoo.distributed import world
@@ -121,6 +123,8 @@ def test_two_and_four_processes_equal_one_after_five_steps(tiny: Any) -> None:
     plan = check(config, seed=0, overrides=(), out=tiny.folder / "1", workers=0, processes=1)
     train(plan, alone, dtype=torch.float64)
     numbers, tensors = outcome(config, plan.out)
+    start = build_model(config, num_classes=2, seed=0).state_dict()["backbone.conv1.weight"]
+    assert (tensors["backbone.conv1.weight"] - start).abs().max() > 1e-3
     results = {}
     for size in (2, 4):
         out = tiny.folder / f"{size}"
