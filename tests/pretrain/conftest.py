@@ -105,7 +105,7 @@ class Tiny:
     def run(self, *arguments: str | Path, env: dict[str, str] | None = None) -> tuple[int, str]:
         """Exit code and stderr of `python -m …`."""
         process = self.start(*arguments, env=env)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=480)
         return process.returncode, errors
 
 

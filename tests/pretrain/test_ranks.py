@@ -20,6 +20,8 @@ from zoo.checkpoint import WEIGHTS_NAME
 from zoo.distributed import World
 from zoo.files import ROOT
 
+PATIENCE = 480  # seconds: on a crowded machine four processes on two cores are slow
+
 TRAIN = """
 import sys
 from pathlib import Path
@@ -97,7 +99,11 @@ def run_processes(code: str, arguments: list[str], *, size: int, env: dict[str, 
         )
         for rank in range(size)
     ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
+    try:
+        errors = [process.communicate(timeout=PATIENCE)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert all(process.returncode == 0 for process in processes), "\n".join(errors)
 
 
