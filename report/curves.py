@@ -33,7 +33,7 @@ def read_log(folder: Path) -> list[Entry]:
 
 def knn_table(runs: Sequence[tuple[str, list[Entry]]]) -> str:
     """Markdown: one row an epoch, one column a run, top-1 in percent; "–" where a run has no measurement."""
-    columns = [(name, {e["epoch"] + 1: e[_knn(e)] for e in log if _knn(e)}) for name, log in runs]
+    columns = [(name, {e["epoch"] + 1: top1 for e in log if (top1 := _knn(e)) is not None}) for name, log in runs]
     epochs = sorted({epoch for _, values in columns for epoch in values})
     lines = ["| epoch | " + " | ".join(name for name, _ in columns) + " |", "| --- |" + " --- |" * len(columns)]
     for epoch in epochs:
@@ -42,8 +42,8 @@ def knn_table(runs: Sequence[tuple[str, list[Entry]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _knn(entry: Entry) -> str | None:
-    return next((key for key in entry if key.startswith("knn") and key.endswith("_top1")), None)
+def _knn(entry: Entry) -> float | None:
+    return next((value for key, value in entry.items() if key.startswith("knn") and key.endswith("_top1")), None)
 
 
 def draw(runs: Sequence[tuple[str, list[Entry]]], path: Path, *, baselines: Sequence[tuple[str, float]] = ()) -> None:
@@ -60,7 +60,7 @@ def draw(runs: Sequence[tuple[str, list[Entry]]], path: Path, *, baselines: Sequ
                 points = [(entry["step"], entry[key]) for entry in log if entry.get(key) is not None]
                 if points:
                     panel.plot(*zip(*points, strict=True), label=name, linewidth=1)
-            measured = [(entry["step"], entry[_knn(entry)]) for entry in log if _knn(entry)]
+            measured = [(entry["step"], top1) for entry in log if (top1 := _knn(entry)) is not None]
             if measured:
                 panels[2].plot(*zip(*measured, strict=True), label=name, marker=".")
         panels[1].axhline(HEALTHY, color="grey", linestyle=":", linewidth=1)
