@@ -104,6 +104,7 @@ def _extract_to(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         np.lib.format.open_memmap(partial / "features.npy", "w+", np.float32, (len(manifest), width))
+        _claim_space(partial / "features.npy")
         done = np.lib.format.open_memmap(partial / "done.new", "w+", np.uint8, (len(batches),))
         done.flush()
         (partial / "done.new").replace(partial / "done.npy")  # last: its presence says that both files are there
@@ -132,6 +133,17 @@ def _extract_to(
         partial.rename(folder)
         sync_folder(folder.parent)
     barrier(me)
+
+
+def _claim_space(path: Path) -> None:
+    """Take the disk space of a memory-mapped file now: a full disk would kill the process at some later write."""
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        shutil.rmtree(path.parent)
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _width(backbone: Backbone | RawPixels, pixels: Pixels, manifest: Manifest, spec: FeatureSpec, me: World) -> int:

@@ -235,7 +235,7 @@ def _problem(item: Any, data: Any) -> tuple[Path_, str]:
         return at, _REQUIRED[kind]
     if kind == "value_error":  # raised by a validator of ours: its text is the message
         return at, str(item["ctx"]["error"])
-    expected = item["msg"][0].lower() + item["msg"][1:]
+    expected = (item["msg"][0].lower() + item["msg"][1:]).replace("a valid tuple", "a list")
     return at, f"{expected}, found {_shown(item['input'])}"
 
 

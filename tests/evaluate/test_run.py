@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -251,3 +252,22 @@ def test_a_killed_suite_takes_its_children_with_it(tree: Tree, tmp_path: Path) -
     for pid in alive:
         os.kill(pid, signal.SIGKILL)
     assert not alive
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
+def test_a_full_disk_ends_the_extraction_with_advice_and_keeps_nothing(
+    tree: Tree, tiny_files: Path, tmp_path: Path
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60k", "tmpfs", str(small)], check=False)
+    if mounted.returncode:
+        pytest.skip("this machine does not let root mount")
+    try:
+        arguments = ("--checkpoint", tiny_files / "checkpoint", "--benchmark", "tiny_knn", "--workers", "0")
+        output = tree.run("evaluate", "run", *arguments, expect=2, env={"ZOO_CACHE": str(small)})
+        assert "features.npy: the disk is full: free space, or set ZOO_RUNS / ZOO_CACHE" in output
+        assert not list(small.rglob("*.npy"))
+    finally:
+        subprocess.run(["umount", str(small)], check=True)

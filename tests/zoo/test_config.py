@@ -201,7 +201,7 @@ shape: {kind: square, side: 2}
         ("wanted: true", "wanted: yes", "wanted: input should be a valid boolean, found 'yes' (a string)"),
         ("name: example", "name: 12", "name: input should be a valid string, found 12 (an integer)"),
         ("note: ~", "note: 1.5", "note: input should be a valid string, found 1.5 (a float)"),
-        ("pair: [0, 0.5]", "pair: 3", "pair: input should be a valid tuple, found 3 (an integer)"),
+        ("pair: [0, 0.5]", "pair: 3", "pair: input should be a list, found 3 (an integer)"),
         ("pair: [0, 0.5]", "pair: [1]", "pair.1: missing key"),
         ("side: 2}", "side: x}", "shape.side: input should be a valid number, found 'x' (a string)"),
         ("side: 2}", "radius: 2}", "shape.radius: unknown key"),
