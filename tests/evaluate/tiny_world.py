@@ -102,7 +102,7 @@ def write_configs(configs: Path) -> None:
         "dataset": "tiny",
         "epochs": 2,
         "batch_size": 8,
-        "collapse": {"below": 0.01, "window": 5, "grace_steps": 5, "action": "stop"},
+        "collapse": {"below": 0.67, "window": 5, "grace_steps": 1000, "action": "stop"},
         "save": {"every_steps": 2},
     }
     recipe["views"]["crop"] = 24
