@@ -55,14 +55,15 @@ def draw(runs: Sequence[tuple[str, list[Entry]]], path: Path, *, baselines: Sequ
 
     with matplotlib.rc_context({"svg.hashsalt": "transferzoo", "svg.fonttype": "none", "font.size": 9}):
         figure, panels = pyplot.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
-        for name, log in runs:
+        for number, (name, log) in enumerate(runs):
+            color = f"C{number}"  # a run keeps its colour where another one has no points
             for panel, key in ((panels[0], "loss"), (panels[1], "std_sqrt_d")):
                 points = [(entry["step"], entry[key]) for entry in log if entry.get(key) is not None]
                 if points:
-                    panel.plot(*zip(*points, strict=True), label=name, linewidth=1)
+                    panel.plot(*zip(*points, strict=True), label=name, linewidth=1, color=color)
             measured = [(entry["step"], top1) for entry in log if (top1 := _knn(entry)) is not None]
             if measured:
-                panels[2].plot(*zip(*measured, strict=True), label=name, marker=".")
+                panels[2].plot(*zip(*measured, strict=True), label=name, marker=".", color=color)
         panels[1].axhline(HEALTHY, color="grey", linestyle=":", linewidth=1)
         for number, (name, level) in enumerate(baselines):
             panels[2].axhline(level, color="grey", linestyle=("--", ":", "-.")[number % 3], linewidth=1, label=name)
