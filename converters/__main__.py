@@ -41,6 +41,9 @@ def convert(
         source_format=source_format,
         lineage=(f"{file.name} (sha256 {sha256_file(file)}), read as {source_format}",),
     )
+    typer.echo(
+        "pixels: taken to be RGB with ImageNet's mean and std, as a weights file does not say; else edit card.yaml"
+    )
     typer.echo(f"{arch}, {len(state)} tensors, {card.tensors_sha256[:16]}… -> {out}")
 
 
