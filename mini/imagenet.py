@@ -10,8 +10,6 @@ Lists are in the string order of their paths (so `_10` precedes `_2`), which for
 The wnids n00000000 .. n00000009 exist nowhere else.
 """
 
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +18,7 @@ from typing import Final
 
 from PIL import Image
 
+from mini.files import link
 from mini.material import CLASS_NAMES, Material, deal_scans, generator
 from mini.scene import SceneStyle, draw_scene
 
@@ -60,7 +59,7 @@ def write(
         lines = sorted(f"{entry.path} {entry.label}\n" for entry in entries)
         (folder / "meta" / f"{split}.txt").write_text("".join(lines))
     for entry in entries:
-        _link(folder / "val" / entry.path, folder / "val_folders" / WNIDS[entry.label] / entry.path)
+        link(folder / "val" / entry.path, folder / "val_folders" / WNIDS[entry.label] / entry.path)
 
 
 def plan(material: Material, *, seed: int, split: str, count: int) -> list[Entry]:
@@ -88,11 +87,3 @@ def _draw(folder: Path, material: Material, seed: int, split: str, entries: Sequ
         rng = generator(seed, "imagenet", split, entry.index)
         scene = draw_scene(material, STYLE, [entry.scan], rng)
         Image.fromarray(scene.image).save(folder / entry.path, "JPEG", quality=JPEG_QUALITY)
-
-
-def _link(source: Path, target: Path) -> None:
-    """One file under two names; a copy where the file system has no hard links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -7,7 +7,7 @@ scan that any train split shows, though each image repeats a scan at another pla
 """
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -57,3 +57,17 @@ def deal_scans(labels: NDArray[np.int64], *, seed: int) -> Mapping[str, tuple[ND
         val.append(shuffled[:num_val])
         train.append(shuffled[num_val:])
     return {"train": tuple(train), "val": tuple(val)}
+
+
+def choose_scans(
+    scans: Sequence[NDArray[np.int64]], *, seed: int, dataset: str, split: str, index: int, most: int
+) -> tuple[int, ...]:
+    """The scans that an image with 1 to `most` digits shows, out of `scans`, which are sorted by class.
+
+    The first digits of ten consecutive images are of ten classes, so ten images are enough to show them all.
+    """
+    turn, place = divmod(index, len(CLASS_NAMES))
+    first = generator(seed, dataset, f"{split} labels", turn).permutation(len(CLASS_NAMES))[place]
+    rng = generator(seed, dataset, f"{split} scans", index)
+    labels = [first, *rng.integers(len(CLASS_NAMES), size=rng.integers(most))]
+    return tuple(int(rng.choice(scans[label])) for label in labels)

@@ -43,6 +43,7 @@ class SceneObject:
     scan: int
     box: Box  # the mask's bounds
     mask: NDArray[np.bool_]  # (H, W)
+    covered: float  # the share of what was painted that later digits hide
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,13 +60,21 @@ def draw_scene(material: Material, style: SceneStyle, scans: Sequence[int], rng:
     canvas = level + style.contrast * _background(material, style, rng)  # (H, W, 3)
     cells: list[Box] = []
     masks: list[NDArray[np.bool_]] = []
+    painted: list[int] = []  # pixels
     for scan in scans:
         cells.append(_place(style, cells, rng))
         mask = _paint(canvas, material.scans[scan], cells[-1], _ink(level, style, rng))
+        painted.append(int(mask.sum()))
         masks = [*(earlier & ~mask for earlier in masks), mask]
     objects = tuple(
-        SceneObject(label=int(material.labels[scan]), scan=scan, box=bounds(mask), mask=mask)
-        for scan, mask in zip(scans, masks, strict=True)
+        SceneObject(
+            label=int(material.labels[scan]),
+            scan=scan,
+            box=bounds(mask),
+            mask=mask,
+            covered=1 - int(mask.sum()) / pixels,
+        )
+        for scan, mask, pixels in zip(scans, masks, painted, strict=True)
         if mask.any()
     )
     return Scene(image=np.rint(255 * canvas.clip(0, 1)).astype(np.uint8), objects=objects)

@@ -1,4 +1,4 @@
-"""The small world is the same everywhere, whole or absent, and laid out as ImageNet is."""
+"""The small world is the same everywhere, whole or absent, and its first part is laid out as ImageNet is."""
 
 import errno
 import json
@@ -14,10 +14,17 @@ from torchvision.datasets import ImageFolder
 import mini.world
 from mini.imagenet import WNIDS, plan
 from mini.material import CLASS_NAMES, Material, load_material
-from mini.world import README, STAMP, build, read_stamp
+from mini.voc import SPLITS
+from mini.world import FULL_COUNTS, README, STAMP, WRITERS, build, read_stamp
 from zoo.errors import DataError
 
 COUNTS = {"imagenet": {"train": 40, "val": 25}}
+ALL_COUNTS = {
+    "imagenet": {"train": 10, "val": 10},
+    "VOCdevkit": {split: 10 for split in SPLITS},
+    "coco": {"train2017": 10, "val2017": 10},
+    "cityscapes": {"train": 10, "val": 10, "test": 1},
+}
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -55,6 +62,21 @@ def test_an_image_does_not_depend_on_how_many_others_there_are(world: Path, tmp_
     images = [name for name in fewer if name.endswith(".JPEG")]
     assert len(images) == 10 + 10 + 10
     assert all(fewer[name] == more[name] for name in images)
+
+
+def test_datasets_depend_neither_on_workers_nor_on_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mini.crew.PIECE", 7)
+    build(tmp_path / "two", counts=ALL_COUNTS, workers=2)
+    together = contents(tmp_path / "two")
+    for dataset, splits in ALL_COUNTS.items():
+        build(tmp_path / "alone", counts={dataset: splits}, force=True)
+        alone = {name: data for name, data in contents(tmp_path / "alone").items() if name.startswith(dataset)}
+        assert alone and alone == {name: data for name, data in together.items() if name.startswith(dataset)}
+
+
+def test_every_dataset_is_in_the_full_world() -> None:
+    assert list(FULL_COUNTS) == list(WRITERS) == list(ALL_COUNTS)
+    assert all(set(ALL_COUNTS[dataset]) == set(splits) for dataset, splits in FULL_COUNTS.items())
 
 
 def test_another_seed_draws_other_images(world: Path, tmp_path: Path) -> None:
@@ -206,6 +228,22 @@ def test_an_empty_folder_and_a_link_to_one_are_filled(world: Path, tmp_path: Pat
 def test_too_few_images_for_the_classes_is_a_value_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="imagenet/val: expected at least one image a class"):
         build(tmp_path / "mini", counts={"imagenet": {"train": 40, "val": 9}})
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"coco": {"train2017": 10}}, "coco: expected the splits train2017, val2017, found train2017"),
+        ({"coco": {"train2017": 10, "val2017": 9}}, "coco/val2017: expected at least one image a class"),
+        ({"cityscapes": {"train": 10, "val": 10, "test": 0}}, "cityscapes/test: expected at least one image, found 0"),
+    ],
+)
+def test_other_splits_and_missing_images_are_value_errors(
+    tmp_path: Path, counts: dict[str, dict[str, int]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(tmp_path / "mini", counts=counts)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_stamp_tells_recipe_counts_and_hash(world: Path) -> None:

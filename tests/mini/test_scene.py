@@ -42,6 +42,16 @@ def test_masks_do_not_overlap_even_when_digits_must(material: Material) -> None:
         assert sum(thing.mask.astype(int) for thing in scene.objects).max() == 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def test_covered_is_the_share_that_later_digits_hide(material: Material) -> None:
+    crowded = SceneStyle(width=48, height=48, digit_size=(0.8, 1.0))
+    for index in range(20):
+        alone, both = (scene_of(material, scans, style=crowded, index=index) for scans in ([1], [1, 2]))
+        first, second = both.objects
+        assert alone.objects[0].covered == second.covered == 0
+        assert first.covered == 1 - first.mask.sum() / alone.objects[0].mask.sum()
+        assert (first.covered > 0) == bool((alone.objects[0].mask & second.mask).any())
+
+
 def test_few_digits_in_a_wide_scene_are_kept_apart(material: Material) -> None:
     for index in range(20):
         first, second = (thing.box for thing in scene_of(material, [1, 2], index=index).objects)
