@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from evaluate.bootstrap import NUM_REPLICATES, interval, replicate_means
+from evaluate.bootstrap import NUM_REPLICATES, interval, replicate_means, resample_counts
 
 SHA = "0123456789abcdef" * 4
 
@@ -27,3 +27,27 @@ def test_another_test_set_has_other_replicates() -> None:
     values = np.arange(50.0)
     other = replicate_means(values, manifest_sha256="f" * 64)
     assert not np.array_equal(replicate_means(values, manifest_sha256=SHA), other)
+
+
+def test_the_draws_are_those_of_every_interval_ever_stored() -> None:
+    values = np.random.default_rng(1).normal(size=137)
+    rng = np.random.default_rng(0x0123456789ABCDEF)
+    expected = np.array([values[rng.integers(0, 137, 137)].mean() for _ in range(1000)])
+    np.testing.assert_array_equal(replicate_means(values, manifest_sha256=SHA), expected)
+
+
+def test_counts_are_the_same_draws_as_the_means() -> None:
+    values = np.random.default_rng(2).normal(size=300)
+    counts = resample_counts(300, manifest_sha256=SHA)
+    assert counts.shape == (NUM_REPLICATES, 300) and counts.dtype == np.uint16
+    np.testing.assert_allclose(counts @ values / 300, replicate_means(values, manifest_sha256=SHA), rtol=0, atol=1e-12)
+
+
+def test_counts_hold_for_test_sets_beyond_16_bits() -> None:
+    counts = resample_counts(70_000, manifest_sha256=SHA)
+    assert (counts.sum(axis=1, dtype=np.int64) == 70_000).all()
+    assert counts[:, 65_536:].any(axis=0).all() and counts.max() < 30
+
+
+def test_one_sample_is_drawn_every_time() -> None:
+    assert (resample_counts(1, manifest_sha256=SHA) == 1).all()
