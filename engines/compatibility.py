@@ -47,7 +47,10 @@ def prepare_detectron2() -> None:
 
 
 def prepare_mmseg() -> None:
-    """mmengine falls back to unpickling anything when a file is not tensors only: it must refuse instead."""
+    """mmengine falls back to unpickling anything when a file is not tensors only: it must refuse instead.
+
+    Nor is anything let in beside tensors (mmengine's own list has `getattr`): our checkpoints hold nothing else.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import mmcv.cnn.bricks.transformer  # noqa: F401  # says that mmcv's compiled operators are not there
@@ -72,10 +75,8 @@ class _ArraysOnly(pickle.Unpickler):
 
 def _load_tensors_only(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
     import torch
-    from mmengine.runner.checkpoint import get_torch_safe_globals
 
-    with torch.serialization.safe_globals([*get_torch_safe_globals()]):
-        return torch.load(file, map_location=map_location, weights_only=True)
+    return torch.load(file, map_location=map_location, weights_only=True)
 
 
 def _resource_filename(package: str, relative: str) -> str:

@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from engines.launch import interpreter
+from evaluate.benchmarks import BENCHMARKS
 from evaluate.cells import Cell, read_cell, resolve
 from evaluate.schedule import run_suite
 from evaluate.suite import make_plan
@@ -90,12 +92,16 @@ def run(
         return
     ensure_writable(target)
     path.unlink(missing_ok=True)
-    _spread(procs)
+    engine = BENCHMARKS[chosen.config.benchmark].ENGINE
+    if engine is None:
+        _spread(procs)
+    else:
+        interpreter(engine)  # installed? asked before anything is loaded
     from evaluate.run import run_cell
     from zoo.distributed import world
 
     with world() as me:
-        run_cell(chosen, target, num_workers=workers, me=me)
+        run_cell(chosen, target, num_workers=workers, me=me, procs=procs)
 
 
 @app.command()

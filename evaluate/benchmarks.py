@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from evaluate import knn, linear
+from evaluate import detection, knn, linear, segmentation
 from evaluate.job import Benchmark
 from zoo.benchmark import BenchmarkConfig, benchmark_path
 from zoo.config import load, read_yaml
@@ -12,6 +12,8 @@ from zoo.errors import ConfigError
 BENCHMARKS: Final[dict[str, Benchmark]] = {
     "knn": knn,
     "linear": linear,
+    "detection": detection,
+    "segmentation": segmentation,
 }
 
 

@@ -5,6 +5,7 @@ A benchmark is a module with
     roles(settings)         role → split: the datasets its record names ("train", "test", …)
     features(settings)      role → FeatureSpec: what it wants extracted beforehand, shared with other benchmarks
     deterministic(settings) True when the seed changes nothing
+    ENGINE                  None, or the engine whose child processes measure (engines.launch.ENGINES)
     run(job)                → Measurement
 and imports torch inside functions only.
 """
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 import numpy as np
 from pydantic import BaseModel, Field
 
+from engines.launch import Name
 from zoo.checkpoint import CheckpointCard
 from zoo.config import Strict
 from zoo.datasets import DECODER, Manifest
@@ -63,6 +65,8 @@ class Job:
     features: Mapping[str, np.ndarray]  # by role: (N, D) float32, memory-mapped, in manifest order
     num_workers: int
     me: "World"
+    work: Path  # the cell's own folder: what a killed run goes on from
+    procs: int  # processes an engine is to start; without an engine the processes are there already (me)
 
 
 class Benchmark(Protocol):
@@ -72,6 +76,8 @@ class Benchmark(Protocol):
     def Settings(self) -> type[BaseModel]: ...
     @property
     def Execution(self) -> type[BaseModel]: ...
+    @property
+    def ENGINE(self) -> Name | None: ...
 
     def roles(self, settings: Any, /) -> dict[str, str]: ...
     def features(self, settings: Any, /) -> dict[str, FeatureSpec]: ...

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 QUERY_BLOCK = 1024  # rows searched together; fixed, so that results do not depend on the number of processes
 BackEnd = Literal["faiss", "torch"]
+ENGINE = None
 
 
 class Settings(Strict):

@@ -18,6 +18,7 @@ import torch
 from evaluate.benchmarks import BENCHMARKS
 from evaluate.bootstrap import interval
 from evaluate.cells import Cell
+from evaluate.engine import tidy
 from evaluate.features import obtain
 from evaluate.job import Job
 from zoo import device as devices
@@ -30,10 +31,14 @@ from zoo.record import SCHEMA_VERSION, CheckpointRecord, DatasetRecord, Measurem
 
 log = logging.getLogger(__name__)
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "faiss-cpu", "faiss-gpu", "scikit-learn", "scipy")
+PACKAGES += ("pb1-detectron2", "detectron2", "onedl-mmsegmentation", "mmsegmentation", "onedl-mmengine", "onedl-mmcv")
 
 
-def run_cell(cell: Cell, records: Path, *, num_workers: int, me: World) -> Path:
-    """Measure `cell` and write its record into `records`; the record's path. Every process of `me` calls this."""
+def run_cell(cell: Cell, records: Path, *, num_workers: int, me: World, procs: int = 1) -> Path:
+    """Measure `cell` and write its record into `records`; the record's path. Every process of `me` calls this.
+
+    procs: how many processes an engine is to start; its cells are run by one process here.
+    """
     started = datetime.datetime.now(datetime.UTC)
     clock = time.monotonic()
     benchmark = BENCHMARKS[cell.config.benchmark]
@@ -52,13 +57,18 @@ def run_cell(cell: Cell, records: Path, *, num_workers: int, me: World) -> Path:
             features=features,
             num_workers=num_workers,
             me=me,
+            work=records.parent / "work" / cell.id,
+            procs=procs,
         )
     )
     _check(measurement, manifests["test"])
     path = records / f"{cell.id}.json"
     if me.is_main:
-        record = _record(cell, measurement, started=started, seconds=time.monotonic() - clock, world_size=me.size)
+        processes = me.size if benchmark.ENGINE is None else procs
+        record = _record(cell, measurement, started=started, seconds=time.monotonic() - clock, world_size=processes)
         path = write_record(records, record, _arrays(measurement))
+        if benchmark.ENGINE is not None:
+            tidy(records.parent / "work" / cell.id)
         headline = ", ".join(f"{name} {value:.2f}" for name, value in record.metrics.items())
         log.info("%s on %s: %s -> %s", cell.name, cell.card.name, headline, path)
     return path

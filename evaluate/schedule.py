@@ -5,11 +5,9 @@ again by the next run. Tasks die with this process, so a rerun never meets a lef
 """
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import logging
-import signal
 import subprocess
 import sys
 import time
@@ -20,10 +18,10 @@ from evaluate.suite import Plan, Source, make_plan
 from zoo.errors import CollapseError, ZooError
 from zoo.files import ROOT, ensure_writable, write_atomic
 from zoo.page import write_page
+from zoo.process import die_with_parent
 
 log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 10.0
-_PR_SET_PDEATHSIG = 1
 
 
 def run_suite(path: Path, *, num_workers: int, num_processes: int) -> int:
@@ -113,7 +111,7 @@ class _Runner:
                 cwd=ROOT,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
             try:
                 code = _wait(child, log_path)
@@ -134,11 +132,6 @@ class _Runner:
         log.error("FAILED (exit code %d): %s\n    %s", code, title, reason.replace("\n", "\n    "))
         self.failed.append(title)
         self.exit_code = self.exit_code or code
-
-
-def _die_with_parent() -> None:
-    """In the child: be terminated when the suite's process dies, however it dies."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait(child: "subprocess.Popen[bytes]", log_path: Path) -> int:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from engines.launch import interpreter
 from evaluate.benchmarks import BENCHMARKS, load_benchmark
 from evaluate.cells import Cell, benchmark_datasets, cell_id, write_cell
 from evaluate.job import feature_key
@@ -223,6 +224,9 @@ def make_plan(path: Path) -> Plan:
         try:
             configs[name] = load_benchmark(name)
             datasets[name] = benchmark_datasets(configs[name])
+            engine = BENCHMARKS[configs[name].benchmark].ENGINE
+            if engine is not None:
+                interpreter(engine)
         except ZooError as error:
             problems.append(error)
     for number, entry in enumerate(suite.checkpoints):

@@ -2,15 +2,19 @@
 
 `settings` holds every value that can move a number and is part of a cell's id; `execution` holds what cannot (memory
 bounds, back ends that agree); `table` is layout. The types of the first two belong to the benchmark's own module.
+Where `settings` name an engine's native file (`engine_config`, a path from the repository root), the file's merged
+content takes its place: the settings hold every value, whoever reads them.
 """
 
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from zoo.config import Strict, load
+from zoo.errors import ConfigError
 from zoo.files import CONFIGS
+from zoo.native import resolved
 
 Settings = TypeVar("Settings")
 Execution = TypeVar("Execution")
@@ -35,6 +39,16 @@ class BenchmarkConfig(Strict, Generic[Settings, Execution]):
     settings: Settings
     execution: Execution
     table: TableConfig
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _native(cls, settings: Any) -> Any:
+        if not isinstance(settings, dict) or not isinstance(settings.get("engine_config"), str):
+            return settings
+        try:
+            return settings | {"engine_config": resolved(CONFIGS.parent / settings["engine_config"])}
+        except ConfigError as error:
+            raise ValueError(f"engine_config: {error}") from error
 
 
 AnyBenchmark = BenchmarkConfig[dict[str, Any], dict[str, Any]]

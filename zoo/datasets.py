@@ -1,9 +1,10 @@
 """Which images a benchmark reads: on-disk layouts, manifests, and the decoding of one image.
 
 A *manifest* is a split's list of (path, label) and its identity: a SHA-256 over the sorted (file name, label, size)
-lines. It does not depend on the layout, so ImageNet as class folders and ImageNet as list files are the same dataset
-and give the same numbers; a substitute never passes for the original (DESIGN §1). Samples are in identity order, which
-makes a sample's index, and with it every random draw, independent of the layout too.
+lines; where the label is a file of its own (boxes, masks), that file's hash stands for it. It does not depend on the
+layout, so ImageNet as class folders and ImageNet as list files are the same dataset and give the same numbers; a
+substitute never passes for the original (DESIGN §1). Samples are in identity order, which makes a sample's index, and
+with it every random draw, independent of the layout too.
 
 `configs/datasets/NAME.yaml` says which layouts a dataset may have; `data.yaml` (or ZOO_DATA) says where it lies.
 """
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -22,32 +23,53 @@ from pydantic import Field, model_validator
 
 from zoo.config import Strict, load, read_yaml
 from zoo.errors import ConfigError, DataError, several
-from zoo.files import CONFIGS, ROOT, canonical_json, remembered, stat_signature
+from zoo.files import CONFIGS, ROOT, canonical_json, remembered, sha256_file, stat_signature
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".tif", ".tiff"))
 
 
+PathPattern = Annotated[str, Field(pattern=r"^[^{}]*\{\}[^{}]*$")]  # a path with {} where the name goes
+
+
+class ImageSet(Strict):
+    """A text file of image names, one a line, and where a name's picture and annotation lie (Pascal VOC)."""
+
+    names: str
+    images: PathPattern
+    annotations: PathPattern
+
+
 class Layout(Strict):
-    """One way a split may lie on disk. Exactly one of the two.
+    """One way a split may lie on disk. Exactly one of the three.
 
     class_folders: a folder with one sub-folder a class; labels number the sorted names (torchvision ImageFolder).
     image_list: a text file of "relative/path label" lines, split on the last blank (mmselfsup); `images` is the folder
     the paths start from.
+    image_sets: files of names, all of them together; every image has an annotation file.
     """
 
     class_folders: str | None = None
     image_list: str | None = None
     images: str | None = None
+    image_sets: Annotated[tuple[ImageSet, ...], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Layout":
-        if (self.class_folders is None) == (self.image_list is None):
-            raise ValueError("expected exactly one of class_folders and image_list")
+        if sum(kind is not None for kind in (self.class_folders, self.image_list, self.image_sets)) != 1:
+            raise ValueError("expected exactly one of class_folders, image_list and image_sets")
         if (self.images is None) != (self.image_list is None):
             raise ValueError("image_list needs images, the folder its paths start from (and only image_list does)")
         return self
 
+    def tops(self) -> tuple[str, ...]:
+        """What must be there for the layout to be this one: its folder, or its list files."""
+        if self.image_sets is not None:
+            return tuple(part.names for part in self.image_sets)
+        return (self.class_folders or self.image_list or "",)
+
     def __str__(self) -> str:
+        if self.image_sets is not None:
+            return "image sets " + " + ".join(part.names for part in self.image_sets)
         return (
             f"class folders in {self.class_folders}/" if self.class_folders is not None else f"list {self.image_list}"
         )
@@ -67,8 +89,15 @@ class DatasetConfig(Strict):
     title: str
     root: str | None  # only for datasets the project makes itself; others are named in data.yaml
     num_classes: Annotated[int, Field(gt=1)]
+    classes: tuple[str, ...] | None = None  # the names, in label order, where annotations say names
     substitute_for: str | None  # the published dataset this one stands in for: never shares a table with it
     splits: dict[str, SplitConfig]
+
+    @model_validator(mode="after")
+    def _names_all_classes(self) -> "DatasetConfig":
+        if self.classes is not None and len(set(self.classes)) != self.num_classes:
+            raise ValueError(f"classes: expected {self.num_classes} different names, found {len(set(self.classes))}")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +108,8 @@ class Manifest:
     split: str
     root: Path
     paths: tuple[str, ...]  # relative to root
-    labels: np.ndarray  # (N,) int64
+    labels: np.ndarray  # (N,) int64; (0,) where every image has an annotation file instead
+    annotations: tuple[str, ...]  # relative to root, one an image; () where images have labels
     sha256: str
     folders: tuple[str, ...]  # every folder or list file whose change means that the manifest must be read again
 
@@ -88,6 +118,9 @@ class Manifest:
 
     def path(self, index: int) -> Path:
         return self.root / self.paths[index]
+
+    def annotation(self, index: int) -> Path:
+        return self.root / self.annotations[index]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +182,8 @@ def manifest(name: str, split: str) -> Manifest:
     layout = _present_layout(root, expected.layouts, name=name, split=split)
     if layout.class_folders is not None:
         entries, folders = _read_class_folders(root, layout.class_folders, name=name, num_classes=config.num_classes)
+    elif layout.image_sets is not None:
+        entries, folders = _read_image_sets(root, layout.image_sets)
     else:
         assert layout.image_list is not None and layout.images is not None
         entries, folders = _read_list(root, layout.image_list, layout.images, num_classes=config.num_classes)
@@ -157,14 +192,15 @@ def manifest(name: str, split: str) -> Manifest:
             f"dataset '{name}', {split} ({layout}): expected {expected.num_images:,} images, found {len(entries):,} "
             f"under {root}. Files are missing or foreign; restore them, or describe the subset as a dataset of its own."
         )
-    entries.sort(key=lambda entry: (entry[0].rsplit("/", 1)[-1], entry[1], entry[0]))
-    lines = "".join(f"{path.rsplit('/', 1)[-1]}\t{label}\t{size}\n" for path, label, size in entries)
+    entries.sort(key=lambda entry: (entry.path.rsplit("/", 1)[-1], entry.label, entry.path))
+    lines = "".join(f"{entry.path.rsplit('/', 1)[-1]}\t{entry.label}\t{entry.size}\n" for entry in entries)
     return Manifest(
         dataset=name,
         split=split,
         root=root,
-        paths=tuple(path for path, _, _ in entries),
-        labels=np.array([label for _, label, _ in entries], dtype=np.int64),
+        paths=tuple(entry.path for entry in entries),
+        labels=np.array([entry.label for entry in entries if isinstance(entry.label, int)], dtype=np.int64),
+        annotations=tuple(entry.annotation for entry in entries if entry.annotation is not None),
         sha256=hashlib.sha256(lines.encode()).hexdigest(),
         folders=tuple(sorted(folders)),
     )
@@ -179,7 +215,7 @@ def identity(name: str, split: str) -> Identity:
     layouts = _split_config(config, split).layouts
     root = dataset_root(config)
     asked = canonical_json({"root": str(root), "split": split, "config": config.model_dump(mode="json")})
-    tops = [root / (layout.class_folders or layout.image_list or "") for layout in layouts]
+    tops = [root / top for layout in layouts for top in layout.tops()]
     asked += "".join(stat_signature(top) for top in tops if top.exists())  # another layout, class or list: ask anew
 
     def known_folders() -> list[str]:
@@ -213,6 +249,8 @@ def _present_layout(root: Path, layouts: Sequence[Layout], *, name: str, split: 
             return layout
         if layout.class_folders is not None and next(_class_folders(root / layout.class_folders), None):
             return layout
+        if layout.image_sets is not None and all((root / part.names).is_file() for part in layout.image_sets):
+            return layout
     tried = [str(layout) for layout in layouts]
     raise DataError(several(f"dataset '{name}', {split}: found none of the layouts it may have under {root}:", tried))
 
@@ -224,7 +262,14 @@ def _class_folders(folder: Path) -> Iterator[os.DirEntry[str]]:
         yield from sorted((e for e in entries if e.is_dir() and not e.name.startswith(".")), key=lambda e: e.name)
 
 
-_Entries = tuple[list[tuple[str, int, int]], list[str]]  # (relative path, label, bytes) each; folders to watch
+class _Entry(NamedTuple):
+    path: str  # relative to the dataset's root
+    label: int | str  # str: the SHA-256 of the annotation file
+    size: int  # bytes
+    annotation: str | None = None  # relative to the dataset's root
+
+
+_Entries = tuple[list[_Entry], list[str]]  # and the folders and files to watch
 
 
 def _read_class_folders(root: Path, folder: str, *, name: str, num_classes: int) -> _Entries:
@@ -233,14 +278,14 @@ def _read_class_folders(root: Path, folder: str, *, name: str, num_classes: int)
     problems: list[str] = []
     if len(classes) != num_classes:
         problems.append(f"expected {num_classes} class folders, found {len(classes)}: {', '.join(classes[:5])} …")
-    found: list[tuple[str, int, int]] = []
+    found: list[_Entry] = []
     for label, class_name in enumerate(classes):
         before = len(found)
         with os.scandir(root / folder / class_name) as entries:
             for entry in entries:
                 if entry.name.startswith(".") or Path(entry.name).suffix.lower() not in IMAGE_SUFFIXES:
                     continue
-                found.append((f"{folder}/{class_name}/{entry.name}", label, entry.stat().st_size))
+                found.append(_Entry(f"{folder}/{class_name}/{entry.name}", label, entry.stat().st_size))
         if len(found) == before:
             problems.append(f"{folder}/{class_name}: expected images, found none (suffixes {_suffixes()})")
     if problems:
@@ -250,14 +295,10 @@ def _read_class_folders(root: Path, folder: str, *, name: str, num_classes: int)
 
 def _read_list(root: Path, list_file: str, images: str, *, num_classes: int) -> _Entries:
     """Every line of a "path label" list. Missing files, bad labels and duplicates are errors, first 20 named."""
-    try:
-        text = (root / list_file).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{root / list_file}: not UTF-8 text ({error}); save the list as UTF-8.") from error
-    found: list[tuple[str, int, int]] = []
+    found: list[_Entry] = []
     problems: list[str] = []
     seen: set[str] = set()
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(_lines(root / list_file), start=1):
         if not line.strip():
             continue
         path, _, label = line.rstrip().rpartition(" ")
@@ -272,13 +313,53 @@ def _read_list(root: Path, list_file: str, images: str, *, num_classes: int) -> 
             except OSError:
                 problems.append(f"line {number}: no file {images}/{path}")
                 continue
-            found.append((os.path.normpath(f"{images}/{path}"), int(label), size))
+            found.append(_Entry(os.path.normpath(f"{images}/{path}"), int(label), size))
     if not found and not problems:
         problems.append("the list is empty")
+    _refuse(root / list_file, problems)
+    return found, [list_file, *sorted({os.path.dirname(entry.path) for entry in found})]
+
+
+def _read_image_sets(root: Path, parts: Sequence[ImageSet]) -> _Entries:
+    """Every name of the files together. A missing picture or annotation and a name listed twice are errors."""
+    found: list[_Entry] = []
+    watched: set[str] = set()
+    seen: set[str] = set()
+    for part in parts:
+        problems: list[str] = []
+        before = len(found)
+        for number, line in enumerate(_lines(root / part.names), start=1):
+            name = line.strip()
+            if not name:
+                continue
+            image, annotation = (os.path.normpath(p.format(name)) for p in (part.images, part.annotations))
+            if image in seen:
+                problems.append(f"line {number}: {name} is listed twice")
+                continue
+            seen.add(image)
+            missing = [path for path in (image, annotation) if not (root / path).is_file()]
+            problems += [f"line {number}: no file {path}" for path in missing]
+            if not missing:
+                size = (root / image).stat().st_size
+                found.append(_Entry(image, sha256_file(root / annotation), size, annotation))
+        if len(found) == before and not problems:
+            problems.append("the list is empty")
+        _refuse(root / part.names, problems)
+        watched |= {part.names, os.path.dirname(part.images), os.path.dirname(part.annotations)}
+    return found, sorted(watched)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error}); save the list as UTF-8.") from error
+
+
+def _refuse(list_file: Path, problems: list[str]) -> None:
     if problems:
         more = [f"… and {len(problems) - 20:,} more"] if len(problems) > 20 else []
-        raise DataError(several(f"{root / list_file} is not usable:", [*problems[:20], *more]))
-    return found, [list_file, *sorted({os.path.dirname(path) for path, _, _ in found})]
+        raise DataError(several(f"{list_file} is not usable:", [*problems[:20], *more]))
 
 
 def _suffixes() -> str:

@@ -209,8 +209,8 @@ class AllReduceBatchNorm(nn.BatchNorm2d):
 
     @classmethod
     def convert(cls, module: nn.Module) -> nn.Module:
-        """`module` with every BatchNorm1d/2d replaced by one of these, sharing parameters and buffers."""
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and not isinstance(module, cls):
+        """`module` with every BatchNorm1d/2d and SyncBatchNorm replaced by one of these, sharing its tensors."""
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm) and not isinstance(module, cls):
             new = cls(module.num_features, eps=module.eps, momentum=module.momentum, affine=module.affine)
             new.weight, new.bias = module.weight, module.bias
             new.running_mean, new.running_var = module.running_mean, module.running_var

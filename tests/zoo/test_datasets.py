@@ -20,6 +20,12 @@ from zoo.errors import ConfigError, DataError
 FOLDERS = {"class_folders": "train"}
 LIST = {"image_list": "meta/train.txt", "images": "images"}
 IMAGES = {"cat/2.png": 0, "cat/10.png": 0, "dog/1.JPEG": 1, "dog/3.png": 1, "emu/0.png": 2}
+SETS = {
+    "image_sets": [
+        {"names": f"{year}/Main/train.txt", "images": f"{year}/JPEG/{{}}.jpg", "annotations": f"{year}/XML/{{}}.xml"}
+        for year in ("2007", "2012")
+    ]
+}
 Describe = Callable[..., Path]
 
 
@@ -31,7 +37,7 @@ def describe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Describe:
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     manifest.cache_clear()
 
-    def write(*layouts: dict[str, str], folder: str = "pets", num_images: int | None = None, **changes: Any) -> Path:
+    def write(*layouts: dict[str, Any], folder: str = "pets", num_images: int | None = None, **changes: Any) -> Path:
         splits = {"train": {"num_images": num_images, "layouts": list(layouts) or [FOLDERS, LIST]}}
         config: dict[str, Any] = {"name": "pets", "title": "Pets", "root": None, "num_classes": 3}
         config |= {"substitute_for": None, "splits": splits, **changes}
@@ -265,17 +271,72 @@ def test_a_malformed_file_of_places_is_refused(describe: Describe, tmp_path: Pat
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
-        ({}, "expected exactly one of class_folders and image_list"),
-        ({**FOLDERS, **LIST}, "expected exactly one of class_folders and image_list"),
+        ({}, "expected exactly one of class_folders, image_list and image_sets"),
+        ({**FOLDERS, **LIST}, "expected exactly one of class_folders, image_list and image_sets"),
         ({"image_list": "a.txt"}, "image_list needs images"),
         ({**FOLDERS, "images": "b"}, "image_list needs images"),
+        (
+            {**FOLDERS, "image_sets": tuple(SETS["image_sets"])},
+            "expected exactly one of class_folders, image_list and image_sets",
+        ),
     ],
 )
-def test_a_layout_is_of_one_kind(layout: dict[str, str], message: str) -> None:
+def test_a_layout_is_of_one_kind(layout: dict[str, Any], message: str) -> None:
     config = {"name": "a", "title": "a", "root": None, "num_classes": 2, "substitute_for": None}
     config |= {"splits": {"train": {"num_images": None, "layouts": (layout,)}}}
     with pytest.raises(ConfigError, match=f"splits.train.layouts.0: {message}"):
         validate(config, DatasetConfig, where="test")
+
+
+def as_image_sets(root: Path) -> None:
+    for year, names in (("2007", ("000007", "000012")), ("2012", ("2012_000003",))):
+        for name in names:
+            fill(root / year / "JPEG" / f"{name}.jpg", 10 + int(name[-2:]))
+            fill(root / year / "XML" / f"{name}.xml", 5)
+        fill(root / year / "Main" / "train.txt")
+        (root / year / "Main" / "train.txt").write_text("\n".join(reversed(names)) + "\n")
+
+
+def test_image_sets_are_one_split_with_an_annotation_an_image(describe: Describe) -> None:
+    root = describe(SETS)
+    as_image_sets(root)
+    found = manifest("pets", "train")
+    assert [Path(path).name for path in found.paths] == ["000007.jpg", "000012.jpg", "2012_000003.jpg"]
+    assert [Path(path).name for path in found.annotations] == ["000007.xml", "000012.xml", "2012_000003.xml"]
+    assert all(found.path(i).is_file() and found.annotation(i).is_file() for i in range(3))
+    assert len(found) == 3 and found.labels.shape == (0,)
+    assert identity("pets", "train").num_images == 3
+
+
+def test_another_annotation_is_another_dataset(describe: Describe) -> None:
+    """The annotations are the labels: their bytes count, not only their size."""
+    root = describe(SETS)
+    as_image_sets(root)
+    before = manifest("pets", "train").sha256
+    (root / "2007" / "XML" / "000012.xml").write_bytes(b"12345")
+    manifest.cache_clear()
+    assert manifest("pets", "train").sha256 != before
+
+
+def test_an_image_set_must_be_whole(describe: Describe) -> None:
+    root = describe(SETS)
+    assert "image sets 2007/Main/train.txt + 2012/Main/train.txt" in refused(lambda: manifest("pets", "train"))
+    as_image_sets(root)
+    (root / "2007" / "XML" / "000007.xml").unlink()
+    (root / "2007" / "Main" / "train.txt").write_text("000012\n\n000007\n000012\n000099\n")
+    text = refused(lambda: manifest("pets", "train"))
+    assert "2007/Main/train.txt is not usable" in text and "line 4: 000012 is listed twice" in text
+    assert "line 3: no file 2007/XML/000007.xml" in text and "line 5: no file 2007/JPEG/000099.jpg" in text
+    (root / "2007" / "Main" / "train.txt").write_text("")
+    assert "the list is empty" in refused(lambda: manifest("pets", "train"))
+
+
+def test_class_names_are_as_many_as_the_classes(describe: Describe) -> None:
+    describe(classes=["cat", "dog", "cat"])
+    with pytest.raises(ConfigError, match="classes: expected 3 different names, found 2"):
+        dataset_config("pets")
+    describe(classes=["cat", "dog", "emu"])
+    assert dataset_config("pets").classes == ("cat", "dog", "emu")
 
 
 def test_a_known_identity_needs_no_listing(describe: Describe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,367 @@
+"""python -m engines.detectron2 FOLDER: train and test one detectron2 model as FOLDER/job.json says (engines.contract).
+
+detectron2's own trainer, samplers, augmentation, optimiser and schedule do the work; here are only the batch norm after
+res5 that the VOC protocols add (protocols §2.8), the proofs before iteration 0, and one checkpoint to resume from.
+Under torchrun every process runs this, with gloo on CPUs, which detectron2's own launcher does not do.
+"""
+
+import copy
+import json
+import logging
+import os
+import pickle
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from engines import compatibility
+
+compatibility.prepare_detectron2()
+
+import detectron2  # noqa: E402  # everything below needs the preparation above
+import detectron2.engine.defaults as defaults  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
+from detectron2.config import CfgNode, get_cfg  # noqa: E402
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader  # noqa: E402
+from detectron2.data import detection_utils as reading  # noqa: E402
+from detectron2.engine import DefaultTrainer, HookBase, hooks  # noqa: E402
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset  # noqa: E402
+from detectron2.layers import get_norm  # noqa: E402
+from detectron2.modeling import ROI_HEADS_REGISTRY, ResNet, build_model  # noqa: E402
+from detectron2.modeling.backbone.resnet import BasicBlock  # noqa: E402
+from detectron2.modeling.roi_heads import Res5ROIHeads  # noqa: E402
+from detectron2.structures import BoxMode  # noqa: E402
+from detectron2.utils import comm  # noqa: E402
+from detectron2.utils.env import seed_all_rng  # noqa: E402
+from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from engines.contract import (  # noqa: E402
+    Job,
+    NonFinite,
+    Refused,
+    check_stages,
+    check_tensors,
+    check_weights_file,
+    child,
+    cut_back,
+    log_period,
+    write_answer,
+)
+from zoo import device as devices  # noqa: E402
+from zoo.distributed import World, world  # noqa: E402
+
+log = logging.getLogger(__name__)
+TRAIN, TEST = "zoo_train", "zoo_test"
+BACKBONE = ("backbone.", "roi_heads.res5.")
+
+
+@ROI_HEADS_REGISTRY.register()
+class Res5ROIHeadsExtraNorm(Res5ROIHeads):
+    """C4 heads whose res5 ends in one more batch norm, not pre-trained (protocols §2.8: model).
+
+    ResNet-18 and -34 get their own BasicBlocks, where detectron2 would build Bottlenecks.
+    """
+
+    @classmethod
+    def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Sequential, int]:
+        resnet = cfg.MODEL.RESNETS
+        if resnet.DEPTH < 50:
+            width = resnet.RES2_OUT_CHANNELS
+            blocks = ResNet.make_stage(
+                BasicBlock,
+                {18: 2, 34: 3}[resnet.DEPTH],
+                stride_per_block=[2] + [1] * ({18: 2, 34: 3}[resnet.DEPTH] - 1),
+                in_channels=4 * width,
+                out_channels=8 * width,
+                norm=resnet.NORM,
+            )
+            res5, channels = nn.Sequential(*blocks), 8 * width
+        else:
+            res5, channels = super()._build_res5_block(cfg)
+        res5.add_module("norm", get_norm(resnet.NORM, channels))
+        return res5, channels
+
+
+QUIET = (  # pages of what the proofs say in a line
+    "fvcore.common.checkpoint",
+    "detectron2.checkpoint.c2_model_loading",
+    "detectron2.data.build",
+    "detectron2.data.common",
+    "detectron2.engine.defaults",
+)
+
+
+def run(folder: Path, job: Job) -> None:
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    check_weights_file(job)
+    loader: Any = build_detection_test_loader  # what it is decorated with hides its arguments from type checkers
+    with world() as me, _joined(me):
+        cfg = configured(folder, job, me)
+        seed_all_rng(job.seed + me.rank)
+        if job.task == "check":
+            model = build_model(cfg)
+            _load(DetectionCheckpointer(model), cfg.MODEL.WEIGHTS)
+            write_answer(folder, {"proofs": prove(model, cfg, job), **versions()}, {})
+            return
+        _register(TRAIN, job.train, job)
+        _register(TEST, job.test, job)
+        trainer = _Trainer.resumed(cfg, job, me)
+        proofs = trainer.proofs
+        if trainer.start_iter < trainer.max_iter:
+            try:
+                trainer.train()
+            except FloatingPointError as error:
+                raise NonFinite(f"{error}\nLower SOLVER.BASE_LR, or look at the checkpoint's values.") from error
+        images = loader(cfg, TEST, num_workers=job.workers)
+        found: Any = inference_on_dataset(_plain(trainer.model), images, _Collector())
+        if me.is_main:
+            scored = found.pop("num_images")
+            measurement = {
+                "proofs": proofs,
+                "steps": trainer.max_iter,
+                "resumed_at": trainer.start_iter,
+                "num_scored": int(scored),
+                **versions(),
+            }
+            write_answer(folder, measurement, found)
+
+
+def _load(checkpointer: DetectionCheckpointer, path: str) -> None:
+    try:
+        checkpointer.load(path)
+    except pickle.UnpicklingError as error:
+        raise Refused(f"{path}: {error}.") from error
+
+
+def versions() -> dict[str, Any]:
+    return {"engine": {"detectron2": detectron2.__version__, "torch": torch.__version__}}
+
+
+def configured(folder: Path, job: Job, me: World) -> CfgNode:
+    """The native configuration, the checkpoint's overlay, and where things are. Raises Refused on unknown keys."""
+    cfg = get_cfg()
+    try:
+        cfg.merge_from_other_cfg(CfgNode(copy.deepcopy(job.config)))
+        cfg.merge_from_other_cfg(CfgNode(copy.deepcopy(job.overlay)))
+    except (KeyError, ValueError, AssertionError) as error:
+        raise Refused(f"detectron2 does not know this configuration: {error}.") from error
+    cfg.MODEL.WEIGHTS = job.weights
+    cfg.MODEL.DEVICE = job.device
+    cfg.OUTPUT_DIR = str(folder)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (TRAIN,), (TEST,)
+    cfg.DATALOADER.NUM_WORKERS = job.workers
+    cfg.SEED = job.seed
+    cfg.TEST.EVAL_PERIOD = 0  # reported: the last iteration
+    problems = []
+    if cfg.SOLVER.IMS_PER_BATCH % me.size:
+        problems.append(f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is not divisible among {me.size} processes")
+    if job.task == "measure" and cfg.MODEL.ROI_HEADS.NUM_CLASSES != len(job.classes):
+        problems.append(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, the data has {len(job.classes)}"
+        )
+    if problems:
+        raise Refused("; ".join(problems) + ".")
+    cfg.freeze()
+    return cfg
+
+
+def prove(model: nn.Module, cfg: CfgNode, job: Job) -> dict[str, Any]:
+    """The proofs of engines.contract on a model whose weights have just been loaded. Raises Refused."""
+    count = check_tensors(model.state_dict(), job, BACKBONE)
+    problems = [f"{name}: stride in the 1x1" for name, module in model.named_modules() if _strided_1x1(module)]
+    if problems:
+        raise Refused("STRIDE_IN_1X1: expected False, as torchvision's weights need. " + "; ".join(problems[:3]))
+    stages = check_stages(job, lambda path: _pixels(model, cfg, path), lambda pixels: _stages(model, pixels))
+    return {"tensors": count, "largest_difference": stages}
+
+
+def _strided_1x1(module: nn.Module) -> bool:
+    """A Bottleneck that halves its map in conv1 rather than in conv2."""
+    first = getattr(module, "conv1", None)
+    return hasattr(module, "conv3") and isinstance(first, nn.Conv2d) and first.stride != (1, 1)
+
+
+def _pixels(model: Any, cfg: CfgNode, path: str) -> Tensor:
+    image = reading.read_image(path, format=cfg.INPUT.FORMAT)
+    tensor = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return model.preprocess_image([{"image": tensor}]).tensor.cpu()
+
+
+def _stages(model: Any, pixels: Tensor) -> dict[str, Tensor]:
+    backbone = getattr(model.backbone, "bottom_up", model.backbone)
+    heads = getattr(model.roi_heads, "res5", None)
+    parts = {
+        name: getattr(backbone, name) for name in ("stem", "res2", "res3", "res4", "res5") if hasattr(backbone, name)
+    }
+    if heads is not None:
+        parts["res5"] = nn.Sequential(*(block for name, block in heads.named_children() if name != "norm"))
+    found: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        pixels = copy.deepcopy(part).cpu().to(pixels.dtype).eval()(pixels)
+        if name != "stem":
+            found[f"feature{name[-1]}"] = pixels
+    return found
+
+
+def _register(name: str, path: str, job: Job) -> None:
+    def images() -> list[dict[str, Any]]:
+        listed = json.loads(Path(path).read_text())
+        for image in listed:
+            for box in image["annotations"]:
+                box["bbox_mode"] = BoxMode.XYXY_ABS
+        return listed
+
+    DatasetCatalog.register(name, images)
+    MetadataCatalog.get(name).set(thing_classes=list(job.classes))
+
+
+@contextmanager
+def _joined(me: World) -> Iterator[None]:
+    """detectron2's view of the process group, and its DDP on CPUs."""
+    if me.size > 1:
+        groups = [list(range(start, start + _local_size(me))) for start in range(0, me.size, _local_size(me))]
+        for ranks in groups:  # every process takes part in making every group
+            group = dist.new_group(ranks)
+            if me.rank in ranks:
+                comm._LOCAL_PROCESS_GROUP = group
+        if me.device.type == "cpu":
+            setattr(defaults, "create_ddp_model", _cpu_data_parallel)  # noqa: B010
+    yield
+
+
+def _local_size(me: World) -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", me.size))
+
+
+def _cpu_data_parallel(model: nn.Module, **options: Any) -> nn.Module:
+    return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if comm.get_world_size() > 1 else model
+
+
+class _OneCheckpoint(DetectionCheckpointer):
+    """Keeps the last checkpoint only; a kill while it is written leaves the one before."""
+
+    def sweep(self) -> None:
+        """Remove what a kill left over; without a whole checkpoint, start anew."""
+        folder = Path(self.save_dir)
+        tag = folder / "last_checkpoint"
+        last = tag.read_text().strip() if tag.exists() else ""
+        for path in folder.glob("*.pth"):
+            if path.name != last:
+                path.unlink()
+        if not (last and (folder / last).is_file()):
+            tag.unlink(missing_ok=True)
+
+    def save(self, name: str, **state: Any) -> None:
+        super().save(name, **state)
+        if self.save_to_disk:
+            self.sweep()
+
+
+class _Trainer(DefaultTrainer):
+    """DefaultTrainer that proves what it loaded, logs as the project does, and leaves evaluation to its caller."""
+
+    model: nn.Module  # of the trainer that DefaultTrainer wraps
+    proofs: dict[str, Any]
+
+    @classmethod
+    def resumed(cls, cfg: CfgNode, job: Job, me: World) -> "_Trainer":
+        """A trainer standing at its last checkpoint, or at iteration 0 with proven weights."""
+        trainer = cls(cfg)
+        trainer.resume_or_load(resume=True)
+        if trainer.start_iter:
+            log.info("resuming at iteration %d", trainer.start_iter)
+            if me.is_main:
+                cut_back(Path(cfg.OUTPUT_DIR) / "log.jsonl", trainer.start_iter)
+            seed_all_rng(job.seed + me.rank + me.size * trainer.start_iter)  # not the draws of the beginning again
+            trainer.proofs = json.loads((Path(cfg.OUTPUT_DIR) / "proofs.json").read_text())
+            return trainer
+        trainer.proofs = prove(_plain(trainer.model), cfg, job)
+        log.info(
+            "detectron2: %d backbone tensors are the checkpoint's bit for bit; largest difference %s",
+            trainer.proofs["tensors"],
+            trainer.proofs["largest_difference"],
+        )
+        if me.is_main:
+            (Path(cfg.OUTPUT_DIR) / "proofs.json").write_text(json.dumps(trainer.proofs))
+            cut_back(Path(cfg.OUTPUT_DIR) / "log.jsonl", 0)
+        return trainer
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = build_model(cfg)
+        device = torch.device(cfg.MODEL.DEVICE)
+        return devices.synchronised_batch_norm(model, device) if _sync_on_cpu(cfg) else model
+
+    def build_hooks(self) -> list[HookBase | None]:
+        checkpointer = _OneCheckpoint(self.checkpointer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        if comm.is_main_process():
+            checkpointer.sweep()
+        comm.synchronize()
+        self.checkpointer = checkpointer
+        built = [hook for hook in super().build_hooks() if not isinstance(hook, hooks.EvalHook | hooks.PeriodicWriter)]
+        if comm.is_main_process():
+            built.append(hooks.PeriodicWriter(self.build_writers(), period=log_period(self.max_iter)))
+        return built
+
+    def build_writers(self) -> list[Any]:
+        folder = Path(self.cfg.OUTPUT_DIR)
+        return [
+            CommonMetricPrinter(self.max_iter),
+            JSONWriter(str(folder / "log.jsonl")),
+            TensorboardXWriter(str(folder)),
+        ]
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def _sync_on_cpu(cfg: CfgNode) -> bool:
+    return comm.get_world_size() > 1 and cfg.MODEL.DEVICE == "cpu" and "Sync" in cfg.MODEL.RESNETS.NORM
+
+
+class _Collector(DatasetEvaluator):
+    """Every detection of every test image, as arrays."""
+
+    def reset(self) -> None:
+        self._seen: list[int] = []
+        self._found: list[np.ndarray] = []  # (n, 7): image, class, score, x0, y0, x1, y1
+
+    def process(self, inputs: list[Mapping[str, Any]], outputs: list[Mapping[str, Any]]) -> None:
+        for image, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"].to("cpu")
+            rows = np.empty((len(instances), 7), np.float64)
+            rows[:, 0] = image["image_id"]
+            rows[:, 1] = instances.pred_classes.numpy()
+            rows[:, 2] = instances.scores.numpy()
+            rows[:, 3:] = instances.pred_boxes.tensor.numpy()
+            self._seen.append(int(image["image_id"]))
+            self._found.append(rows)
+
+    def evaluate(self) -> Any:  # the base class says None, and its callers use what comes
+        parts = comm.gather((self._seen, self._found), dst=0)
+        if not comm.is_main_process():
+            return {}
+        seen = sorted(image for part in parts for image in part[0])
+        if seen != list(range(len(seen))):
+            raise Refused("expected every test image exactly once; this is a bug of the project.")
+        rows = np.concatenate([np.empty((0, 7)), *(rows for part in parts for rows in part[1])])
+        rows = rows[np.argsort(rows[:, 0], kind="stable")]
+        return {
+            "num_images": np.int64(len(seen)),
+            "image": rows[:, 0].astype(np.int64),
+            "label": rows[:, 1].astype(np.int64),
+            "score": rows[:, 2].astype(np.float32),
+            "box": rows[:, 3:].astype(np.float32),
+        }
+
+
+if __name__ == "__main__":
+    child(run)

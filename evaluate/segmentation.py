@@ -1,0 +1,105 @@
+"""How well does a segmentor trained from the weights label every pixel? VOC12aug, FCN-D8 (protocols §2.10).
+
+mmsegmentation trains an FCN on a plain ResNet whose last two stages are dilated, as the native configuration says
+(`engine_config`). The child counts pixels per image and class with mmsegmentation's own metric; mIoU and its bootstrap
+replicates are sums of those counts.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from evaluate.bootstrap import resample_counts
+from evaluate.engine import class_names, measure
+from evaluate.job import FeatureSpec, Job
+from zoo.config import Strict
+from zoo.datasets import Manifest, dataset_config
+from zoo.record import Measurement
+
+ENGINE = "mmseg"
+COUNTS = ("intersect", "union", "predicted", "labelled")  # pixels, (N, C) each
+
+
+class Settings(Strict):
+    train_split: str
+    test_split: str
+    engine_config: dict[str, Any]  # a file of configs/engines/mmseg, resolved
+
+
+class Execution(Strict):
+    pass
+
+
+def roles(settings: Settings) -> dict[str, str]:
+    return {"train": settings.train_split, "test": settings.test_split}
+
+
+def features(settings: Settings) -> dict[str, FeatureSpec]:
+    return {}
+
+
+def deterministic(settings: Settings) -> bool:
+    return False
+
+
+def run(job: Job) -> Measurement:
+    """mIoU and pixel accuracy in percent, of the last iteration; 255 is ignored. Raises as evaluate.engine.measure."""
+    from converters.to_mmseg import prepared
+
+    settings: Settings = job.settings
+    train, test = job.manifests["train"], job.manifests["test"]
+    classes = class_names(test.dataset, dataset_config(test.dataset).classes)
+    details, found = measure(
+        "mmseg",
+        job,
+        config=settings.engine_config,
+        prepare=prepared,
+        classes=classes,
+        train=images(train),
+        test=images(test),
+    )
+    pixels = {name: found[name].astype(np.int64) for name in COUNTS}
+    whole = {name: values.sum(0) for name, values in pixels.items()}
+    drawn = resample_counts(len(test), manifest_sha256=test.sha256).astype(np.int64)  # (R, N)
+    resampled = {name: drawn @ values for name, values in pixels.items()}  # (R, C)
+    by_class = class_iou(whole["intersect"], whole["union"])
+    details |= {
+        "iou_by_class": {n: None if np.isnan(v) else float(v) for n, v in zip(classes, by_class, strict=True)},
+        "absent_classes": [n for n, count in zip(classes, whole["labelled"], strict=True) if count == 0],
+    }
+    return Measurement(
+        metrics={"miou": float(mean_iou(by_class)), "accuracy": float(accuracy(whole))},
+        num_scored=len(test),
+        selection="last iteration",
+        per_sample=pixels,
+        replicates={
+            "miou": mean_iou(class_iou(resampled["intersect"], resampled["union"])),
+            "accuracy": accuracy(resampled),
+        },
+        details=details,
+    )
+
+
+def images(manifest: Manifest) -> list[dict[str, Any]]:
+    """mmseg's data list, in manifest order."""
+    return [
+        {"img_path": str(manifest.path(index)), "seg_map_path": str(manifest.annotation(index))}
+        for index in range(len(manifest))
+    ]
+
+
+def class_iou(intersect: np.ndarray, union: np.ndarray) -> np.ndarray:
+    """(…, C) pixels → (…, C) percent; NaN for a class that is neither labelled nor predicted anywhere."""
+    with np.errstate(invalid="ignore"):
+        return np.where(union > 0, 100.0 * intersect / np.maximum(union, 1), np.nan)
+
+
+def mean_iou(by_class: np.ndarray) -> np.ndarray:
+    """(…, C) → (…): the mean over the classes labelled or predicted anywhere, as mmsegmentation has it; 0 if none."""
+    occurring = ~np.isnan(by_class)
+    return np.where(occurring, by_class, 0.0).sum(-1) / np.maximum(occurring.sum(-1), 1)
+
+
+def accuracy(pixels: dict[str, np.ndarray]) -> np.ndarray:
+    """Percent of the labelled pixels whose class is right; 0 when nothing is labelled."""
+    return 100.0 * pixels["intersect"].sum(-1) / np.maximum(pixels["labelled"].sum(-1), 1)

@@ -1,0 +1,144 @@
+"""What is handed over comes back, and what did not arrive whole is refused by name."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from converters.probe import write_probe
+from engines.contract import (
+    Job,
+    Refused,
+    check_stages,
+    check_tensors,
+    check_weights_file,
+    cut_back,
+    log_period,
+    read_job,
+    tensor_sha256,
+    write_answer,
+    write_job,
+)
+from zoo.backbone import Backbone
+from zoo.transforms import IMAGENET_PIXELS
+
+
+def a_job(tmp_path: Path, **changes: Any) -> Job:
+    (tmp_path / "weights").write_bytes(b"weights")
+    job = Job(
+        weights=str(tmp_path / "weights"),
+        weights_sha256=hashlib.sha256(b"weights").hexdigest(),
+        overlay={},
+        tensors={},
+        fresh=["backbone.new."],
+        probe="",
+        task="check",
+        config={},
+        device="cpu",
+        seed=0,
+        workers=0,
+    )
+    return replace(job, **changes)
+
+
+def test_a_job_is_read_as_it_was_written_and_forgets_the_last_answer(tmp_path: Path) -> None:
+    write_answer(tmp_path, {"old": 1}, {"x": np.zeros(2)})
+    job = a_job(tmp_path, config={"a": [1, 2.5, None]}, classes=["cat"])
+    write_job(tmp_path, job)
+    assert read_job(tmp_path) == job
+    assert not (tmp_path / "measurement.json").exists() and not (tmp_path / "arrays.npz").exists()
+
+
+def test_an_edited_weights_file_is_refused(tmp_path: Path) -> None:
+    job = a_job(tmp_path)
+    check_weights_file(job)
+    (tmp_path / "weights").write_bytes(b"weightz")
+    with pytest.raises(Refused, match="expected sha256 .*, found .*convert again"):
+        check_weights_file(job)
+
+
+def test_tensors_must_be_there_equal_and_all_of_them(tmp_path: Path) -> None:
+    state = {f"backbone.{name}": torch.randn(2, 3) for name in ("a", "b", "new.c")} | {"head.x": torch.zeros(1)}
+    state["backbone.n.num_batches_tracked"] = torch.tensor(3)
+    job = a_job(tmp_path, tensors={name: tensor_sha256(state[name]) for name in ("backbone.a", "backbone.b")})
+    assert check_tensors(state, job, ("backbone.",)) == 2
+    flipped = state | {"backbone.a": state["backbone.a"].nextafter(torch.tensor(9.0))}
+    with pytest.raises(Refused, match=r"1 problems, 2 tensors expected.\n  backbone.a: not the checkpoint's values"):
+        check_tensors(flipped, job, ("backbone.",))
+    with pytest.raises(Refused, match="backbone.b: not in the built model"):
+        check_tensors({"backbone.a": state["backbone.a"]}, job, ("backbone.",))
+    with pytest.raises(Refused, match="backbone.extra: part of the backbone, but not from the checkpoint"):
+        check_tensors(state | {"backbone.extra": torch.zeros(1)}, job, ("backbone.",))
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Backbone]:
+    torch.manual_seed(0)
+    model = Backbone("resnet18").eval()
+    return write_probe(
+        tmp_path_factory.mktemp("probe"), model.state_dict(), "resnet18", IMAGENET_PIXELS, dilated=False
+    ), model
+
+
+def read(path: str, *, bgr: bool = False, scale: float = 1.0) -> torch.Tensor:
+    image = np.asarray(Image.open(path).convert("RGB"), np.float32)[:, :, :: -1 if bgr else 1]
+    mean, std = (255 * np.array(values, np.float32) for values in (IMAGENET_PIXELS.mean, IMAGENET_PIXELS.std))
+    return torch.from_numpy(np.ascontiguousarray(((image - mean) / (scale * std)).transpose(2, 0, 1))[None])
+
+
+def stages(model: Backbone, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    found = model.to(pixels.dtype).stages(pixels)
+    return {name: found[name] for name in ("feature2", "feature3", "feature4", "feature5")}
+
+
+def test_the_same_network_is_the_same(tmp_path: Path, probe: tuple[Path, Backbone]) -> None:
+    path, model = probe
+    found = check_stages(a_job(tmp_path, probe=str(path)), read, lambda pixels: stages(model, pixels))
+    assert found["pixels"] < 1e-6
+    assert max(found["fp32"].values()) == max(found["fp64"].values()) == 0
+
+
+def test_other_pixels_and_other_stages_are_told_apart(tmp_path: Path, probe: tuple[Path, Backbone]) -> None:
+    path, model = probe
+    job = a_job(tmp_path, probe=str(path))
+    with pytest.raises(Refused, match="normalised pixels differ by .*channel order, mean or std"):
+        check_stages(job, lambda p: read(p, bgr=True), lambda pixels: stages(model, pixels))
+    with pytest.raises(Refused, match="normalised pixels differ"):
+        check_stages(job, lambda p: read(p, scale=1.001), lambda pixels: stages(model, pixels))
+    with pytest.raises(Refused, match=r"feature2 differs by .* in fp32 .*feature5 differs by .* in fp64"):
+        check_stages(job, read, lambda pixels: stages(model, pixels + 0.01))
+    with pytest.raises(Refused, match="feature5: expected shape .*, found"):
+        check_stages(job, read, lambda pixels: stages(model, pixels) | {"feature5": torch.zeros(1, 512, 4, 4)})
+    with pytest.raises(Refused, match="the engine reads .* as"):
+        check_stages(job, lambda p: read(p)[:, :, :32], lambda pixels: stages(model, pixels))
+
+
+def test_a_missing_stage_is_refused(tmp_path: Path, probe: tuple[Path, Backbone]) -> None:
+    path, model = probe
+    with pytest.raises(Refused, match="feature5: the engine has no such stage"):
+        check_stages(
+            a_job(tmp_path, probe=str(path)),
+            read,
+            lambda p: {k: v for k, v in stages(model, p).items() if k[-1] != "5"},
+        )
+
+
+def test_a_log_is_cut_back_to_where_training_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    rows = [json.dumps({"iteration": step, "loss": 1.0}) + "\n" for step in (4, 9, 14)]
+    path.write_text("".join(rows) + '{"iteration": 19, "lo')
+    cut_back(path, 10)
+    assert path.read_text() == "".join(rows[:2])
+    cut_back(path, 0)
+    assert path.read_text() == ""
+    cut_back(tmp_path / "absent", 0)
+
+
+def test_short_runs_are_logged_more_often() -> None:
+    assert [log_period(steps) for steps in (5, 80, 400, 24_000)] == [1, 4, 20, 20]

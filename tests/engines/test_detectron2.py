@@ -1,0 +1,258 @@
+"""detectron2 as a child process: what it must have loaded, what it measures, and what it survives.
+
+Nothing of it is imported here, as its imports warn and patch. Where its own functions are asked, a child asks them.
+"""
+
+import json
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from converters.to_detectron2 import arrays, prepared
+from engines.contract import Job, write_job
+from engines.launch import measure
+from tests.engines.children import backbone, check_proofs, logged, program, runs
+from zoo.files import CONFIGS, ROOT, sha256_file
+from zoo.native import laid_over, resolved
+from zoo.transforms import IMAGENET_PIXELS
+
+pytestmark = pytest.mark.slow  # children that import detectron2
+
+CLASSES = ["dark", "light"]
+ITERATIONS = 6
+COUNTER = ".num_batches_tracked"
+
+# The backbone's names as detectron2's own models have them.
+LIBRARY = """
+import json, sys
+from engines import detectron2 as engine
+from detectron2.config import CfgNode, get_cfg
+names = {}
+for path in sys.argv[1:]:
+    cfg = get_cfg()
+    cfg.merge_from_file(path)
+    cfg.MODEL.DEVICE, cfg.MODEL.RESNETS.DEPTH = "cpu", 50
+    state = engine.build_model(cfg).state_dict()
+    names[path.split("/")[-1]] = [name for name in state if name.startswith(engine.BACKBONE)]
+    ours = get_cfg()
+    from pathlib import Path
+    from zoo.native import resolved
+    ours.merge_from_other_cfg(CfgNode(resolved(Path(path))))
+    ours.MODEL.DEVICE, ours.MODEL.RESNETS.DEPTH = "cpu", 50
+    assert ours == cfg, "our merged file is not what detectron2 reads"
+print(json.dumps(names))
+"""
+
+
+def native(name: str, **changes: Any) -> dict[str, Any]:
+    return laid_over(resolved(CONFIGS / "engines" / "detectron2" / name), changes)
+
+
+def small_config() -> dict[str, Any]:
+    """The mini configuration, smaller."""
+    return native(
+        "mini_faster_rcnn_c4.yaml",
+        MODEL={"ROI_HEADS": {"NUM_CLASSES": 2, "BATCH_SIZE_PER_IMAGE": 8}, "RPN": {"POST_NMS_TOPK_TEST": 5}},
+        INPUT={"MIN_SIZE_TRAIN": [40, 48], "MIN_SIZE_TEST": 48},
+        SOLVER={"IMS_PER_BATCH": 2, "MAX_ITER": ITERATIONS, "STEPS": [4], "CHECKPOINT_PERIOD": 2, "BASE_LR": 0.001},
+    )
+
+
+def draw_images(folder: Path, count: int) -> list[dict[str, Any]]:
+    """Pictures with one dark and one light square; every fourth without any."""
+    folder.mkdir()
+    draw = np.random.default_rng(count)
+    listed = []
+    for index in range(count):
+        width, height = ((64, 48), (48, 64))[index % 2]
+        picture = draw.integers(100, 150, (height, width, 3))
+        picture[8:24, 8:24], picture[28:40, 28:40] = 20, 230
+        path = folder / f"{index}.png"
+        Image.fromarray(picture.astype(np.uint8)).save(path)
+        boxes = [{"category_id": 0, "bbox": [8, 8, 24, 24]}, {"category_id": 1, "bbox": [28, 28, 40, 40]}]
+        size = {"file_name": str(path), "image_id": index, "height": height, "width": width}
+        listed.append(size | {"annotations": [] if index % 4 == 3 else boxes})
+    return listed
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A training of ResNet-18 on 8 images, tested on 5."""
+    folder = tmp_path_factory.mktemp("detectron2")
+    for role, count in (("train", 8), ("test", 5)):
+        (folder / f"{role}.json").write_text(json.dumps(draw_images(folder / role, count)))
+    weights = prepared(folder, backbone("resnet18"), "resnet18", IMAGENET_PIXELS, "c4")
+    return Job(
+        **vars(weights),
+        task="measure",
+        config=small_config(),
+        device="cpu",
+        seed=0,
+        workers=0,
+        classes=CLASSES,
+        train=str(folder / "train.json"),
+        test=str(folder / "test.json"),
+    )
+
+
+def check_detections(measurement: dict[str, Any], found: dict[str, np.ndarray]) -> None:
+    assert measurement["num_scored"] == 5
+    assert set(found) == {"image", "label", "score", "box"}
+    assert found["box"].shape == (len(found["score"]), 4) and found["box"].dtype == np.float32
+    assert (np.diff(found["image"]) >= 0).all() and set(found["image"]) <= set(range(5))
+    assert set(found["label"]) <= {0, 1}
+
+
+def test_resnet_50_arrives_whole_in_c4_and_in_a_pyramid(tmp_path: Path) -> None:
+    """265 of 265 tensors, the names written by detectron2's own models; every stage the same, in both precisions."""
+    files = {"c4": "voc0712_faster_rcnn_r50_c4_24k_zoo.yaml", "fpn": "base_rcnn_fpn.yaml"}
+    names = program(LIBRARY, *(str(CONFIGS / "engines" / "detectron2" / name) for name in files.values()))
+    state = backbone("resnet50")
+    folders = []
+    for layout, file in files.items():
+        weights = prepared(tmp_path / layout, state, "resnet50", IMAGENET_PIXELS, layout)  # pyright: ignore[reportArgumentType]
+        theirs = [name for name in names[file] if not name.endswith(COUNTER)]
+        assert len(weights.tensors) == 265
+        assert set(weights.tensors) == {name for name in theirs if not name.startswith(tuple(weights.fresh))}
+        job = Job(**vars(weights), task="check", config=native(file), device="cpu", seed=0, workers=0)
+        write_job(tmp_path / layout, job)
+        folders.append(tmp_path / layout)
+    assert runs("detectron2", folders) == dict.fromkeys(files, (0, ""))
+    for folder in folders:
+        check_proofs(json.loads((folder / "measurement.json").read_text())["proofs"], 265)
+
+
+@pytest.mark.parametrize(("arch", "tensors"), [("resnet34", 180)])
+def test_basic_blocks_arrive_whole_too(tmp_path: Path, arch: str, tensors: int) -> None:
+    weights = prepared(tmp_path, backbone(arch), arch, IMAGENET_PIXELS, "c4")
+    config = native("voc0712_faster_rcnn_r50_c4_24k_moco.yaml")
+    write_job(tmp_path, Job(**vars(weights), task="check", config=config, device="cpu", seed=0, workers=0))
+    check_proofs(measure("detectron2", tmp_path)[0]["proofs"], tensors)
+
+
+def test_trains_and_measures(tmp_path: Path, job: Job) -> None:
+    write_job(tmp_path, job)
+    measurement, found = measure("detectron2", tmp_path)
+    check_detections(measurement, found)
+    check_proofs(measurement["proofs"], 100)
+    assert (measurement["steps"], measurement["resumed_at"]) == (ITERATIONS, 0)
+    assert measurement["engine"]["detectron2"] == "0.6"
+    lines = logged(tmp_path)
+    assert lines[-1]["iteration"] == ITERATIONS - 1 and {"total_loss", "lr"} <= set(lines[0])
+    assert len(list(tmp_path.glob("events.*"))) == 1
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["model_final.pth"]
+
+
+def test_goes_on_after_a_kill(tmp_path: Path, job: Job) -> None:
+    config = laid_over(job.config, {"SOLVER": {"MAX_ITER": 12}})
+    write_job(tmp_path, replace(job, config=config))
+    with (tmp_path / "stderr").open("w") as stream:
+        command = [sys.executable, "-m", "engines.detectron2", str(tmp_path)]
+        child = subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=stream)
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "last_checkpoint").exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL, (tmp_path / "stderr").read_text()
+    assert not (tmp_path / "measurement.json").exists()
+    (tmp_path / "model_0000011.pth").write_bytes(b"torn")  # as if the kill had come while it was written
+    measurement, found = measure("detectron2", tmp_path)
+    check_detections(measurement, found)
+    assert measurement["steps"] == 12 and 0 < measurement["resumed_at"] < 12
+    iterations = [line["iteration"] for line in logged(tmp_path)]
+    assert iterations == sorted(set(iterations)) and iterations[-1] == 11
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["model_final.pth"]
+
+
+def test_a_checkpoint_that_was_never_named_is_no_checkpoint(tmp_path: Path, job: Job) -> None:
+    """Killed between opening the name's file and writing it: training starts anew instead of failing for ever."""
+    write_job(tmp_path, job)
+    (tmp_path / "last_checkpoint").write_text("")
+    (tmp_path / "model_0000001.pth").write_bytes(b"torn")
+    measurement, _ = measure("detectron2", tmp_path)
+    assert measurement["resumed_at"] == 0
+
+
+def test_two_processes_hold_the_same_weights(tmp_path: Path, job: Job) -> None:
+    """The second process tested images 3 and 4; the first one's weights, tested alone, find the same.
+
+    That second run also shows that a finished training is only tested.
+    """
+    write_job(tmp_path, job)
+    measurement, found = measure("detectron2", tmp_path, procs=2)
+    check_detections(measurement, found)
+    check_proofs(measurement["proofs"], 100)
+    write_job(tmp_path, job)
+    alone, found_alone = measure("detectron2", tmp_path)
+    assert alone["resumed_at"] == ITERATIONS and alone["proofs"] == measurement["proofs"]
+    for name, values in found.items():
+        assert np.allclose(values, found_alone[name], atol=1e-4), name
+
+
+def wrong_jobs(folder: Path, job: Job) -> dict[str, Job]:
+    """By name, what must be refused before the first iteration, or in the first ones."""
+
+    def overlaid(**changes: Any) -> Job:
+        return replace(job, overlay=laid_over(job.overlay, changes), task="check")
+
+    def configured(**changes: Any) -> Job:
+        return replace(job, config=laid_over(job.config, changes))
+
+    def filed(name: str, keep: Callable[[str], bool]) -> Job:
+        content = {key: value for key, value in arrays(backbone("resnet18")).items() if keep(key)}
+        path = folder / f"{name}.pkl"
+        path.write_bytes(pickle.dumps({"model": content, "__author__": "x", "matching_heuristics": True}))
+        return replace(job, task="check", weights=str(path), weights_sha256=sha256_file(path))
+
+    edited = folder / "edited.pkl"
+    edited.write_bytes(Path(job.weights).read_bytes() + b" ")
+    r50 = prepared(folder / "r50", backbone("resnet50"), "resnet50", IMAGENET_PIXELS, "c4")
+    strided = laid_over(r50.overlay, {"MODEL": {"RESNETS": {"STRIDE_IN_1X1": True}}})
+    foreign = folder / "foreign.pkl"
+    foreign.write_bytes(pickle.dumps({"model": Path("x"), "__author__": "x"}))
+    return {
+        "bgr": overlaid(INPUT={"FORMAT": "BGR"}),
+        "mean": overlaid(MODEL={"PIXEL_MEAN": [103.53, 116.28, 123.675]}),
+        "stride": replace(job, **vars(r50) | {"overlay": strided}, task="check"),
+        "no_layer4": filed("no_layer4", lambda key: not key.startswith("res5.")),
+        "no_stem": filed("no_stem", lambda key: not key.startswith("stem.")),
+        "edited": replace(job, task="check", weights=str(edited)),
+        "depth": overlaid(MODEL={"RESNETS": {"DEPTH": 34}}),
+        "unknown_key": configured(SOLVER={"BASE_RATE": 1.0}),
+        "classes": configured(MODEL={"ROI_HEADS": {"NUM_CLASSES": 9}}),
+        "foreign": replace(job, task="check", weights=str(foreign), weights_sha256=sha256_file(foreign)),
+        "diverges": configured(SOLVER={"BASE_LR": 1e12, "WARMUP_ITERS": 0}),
+    }
+
+
+def test_refusals(tmp_path: Path, job: Job) -> None:
+    jobs = wrong_jobs(tmp_path, job)
+    for name, wrong in jobs.items():
+        write_job(tmp_path / name, wrong)
+    said = runs("detectron2", [tmp_path / name for name in jobs])
+    expected = {
+        "bgr": "channel order, mean or std is not the checkpoint's",
+        "mean": "normalised pixels differ by",
+        "stride": "STRIDE_IN_1X1: expected False, as torchvision's weights need. backbone.res3.0: stride in the 1x1",
+        "no_layer4": "roi_heads.res5.0.conv1.norm.bias: not the checkpoint's values",
+        "no_stem": "backbone.stem.conv1.norm.bias: not the checkpoint's values",
+        "edited": "expected sha256",
+        "depth": "part of the backbone, but not from the checkpoint",
+        "unknown_key": "detectron2 does not know this configuration: ",
+        "classes": "MODEL.ROI_HEADS.NUM_CLASSES is 9, the data has 2",
+        "foreign": "is not allowed: expected numpy arrays",
+        "diverges": "Lower SOLVER.BASE_LR",
+    }
+    for name, text in expected.items():
+        assert text in said[name][1], said[name]
+    assert {name: code for name, (code, _) in said.items()} == dict.fromkeys(jobs, 2) | {"diverges": 4}

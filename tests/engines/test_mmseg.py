@@ -1,0 +1,260 @@
+"""mmsegmentation as a child process: what it must have loaded, what it measures, and what it survives.
+
+Nothing of it is imported here, as its imports warn. Where its own functions are asked, a child asks them.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from converters.to_mmseg import prepared
+from engines.contract import Job, Weights, write_job
+from engines.launch import measure
+from tests.engines.children import backbone, check_proofs, logged, program, runs
+from zoo.backbone import COUNTER, Backbone
+from zoo.files import CONFIGS, ROOT, sha256_file
+from zoo.native import resolved
+from zoo.transforms import IMAGENET_PIXELS
+
+pytestmark = pytest.mark.slow  # children that import mmseg
+
+CLASSES = ["background", "left", "right"]
+ITERATIONS = 6
+
+LIBRARY = """
+import json
+import numpy as np, torch
+from sklearn.metrics import confusion_matrix
+from engines import mmseg
+names = {}
+for depth in (18, 34, 50):
+    built = mmseg.MODELS.build({"type": "ResNet", "depth": depth})
+    names[f"resnet{depth}"] = {name: list(tensor.shape) for name, tensor in built.state_dict().items()}
+draw = np.random.default_rng(0)
+labels, predicted = draw.integers(0, 5, (4, 37, 23)), draw.integers(0, 4, (4, 37, 23))  # one class never predicted
+labels[draw.random(labels.shape) < 0.2] = 255
+areas = [mmseg.IoUMetric.intersect_and_union(torch.from_numpy(p), torch.from_numpy(t), 5, 255)
+         for p, t in zip(predicted, labels)]
+intersect, union, of_prediction, of_label = (sum(column).numpy() for column in zip(*areas))
+known = labels != 255
+matrix = confusion_matrix(labels[known], predicted[known], labels=range(5))
+assert (intersect == matrix.diagonal()).all(), (intersect, matrix)
+assert (of_prediction == matrix.sum(0)).all() and (of_label == matrix.sum(1)).all()
+assert (union == matrix.sum(0) + matrix.sum(1) - matrix.diagonal()).all()
+print(json.dumps(names))
+"""
+
+
+def draw_images(folder: Path, count: int) -> list[dict[str, str]]:
+    """64x48 pictures whose halves are classes 1 and 2, with a band of background and a frame of 255."""
+    folder.mkdir()
+    draw = np.random.default_rng(count)
+    listed = []
+    for index in range(count):
+        labels = np.zeros((48, 64), np.uint8)
+        labels[8:, :32], labels[8:, 32:], labels[:, -2:] = 1, 2, 255
+        picture = np.stack([labels % 255 * 100] * 3, -1) + draw.integers(0, 50, (48, 64, 3))
+        paths = folder / f"{index}.png", folder / f"{index}_labels.png"
+        Image.fromarray(picture.astype(np.uint8)).save(paths[0])
+        mask = Image.fromarray(labels, mode=None)
+        mask.putpalette(list(range(256)) * 3)  # colours that no reader may take for labels
+        mask.save(paths[1])
+        listed.append({"img_path": str(paths[0]), "seg_map_path": str(paths[1])})
+    return listed
+
+
+def small_config() -> dict[str, Any]:
+    """The mini configuration, smaller."""
+    config = resolved(CONFIGS / "engines/mmseg/mini_fcn_d8.yaml")
+    config["model"]["data_preprocessor"]["size"] = [32, 32]
+    for head in ("decode_head", "auxiliary_head"):
+        config["model"][head]["num_classes"] = len(CLASSES)
+    train = config["train_dataloader"]["dataset"]["pipeline"]
+    train[2]["scale"], train[3]["crop_size"] = [64, 48], [32, 32]
+    config["test_dataloader"]["dataset"]["pipeline"][1]["scale"] = [64, 48]
+    config["train_cfg"]["max_iters"] = config["param_scheduler"][0]["end"] = ITERATIONS
+    config["default_hooks"]["checkpoint"]["interval"] = 2
+    return config
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A training of ResNet-18 on 8 images, tested on 5."""
+    folder = tmp_path_factory.mktemp("mmseg")
+    for role, count in (("train", 8), ("test", 5)):
+        (folder / f"{role}.json").write_text(json.dumps(draw_images(folder / role, count)))
+    weights = prepared(folder, backbone("resnet18"), "resnet18", IMAGENET_PIXELS)
+    return Job(
+        **vars(weights),
+        task="measure",
+        config=small_config(),
+        device="cpu",
+        seed=0,
+        workers=0,
+        classes=CLASSES,
+        train=str(folder / "train.json"),
+        test=str(folder / "test.json"),
+    )
+
+
+def check_areas(measurement: dict[str, Any], found: dict[str, np.ndarray]) -> None:
+    """Every test image is there, whole, and each pixel but the 96 of label 255 is counted once."""
+    assert measurement["num_scored"] == 5
+    assert all(found[name].shape == (5, 3) and found[name].dtype == np.int64 for name in found)
+    assert set(found) == {"intersect", "union", "predicted", "labelled"}
+    assert (found["labelled"] == [8 * 62, 40 * 32, 40 * 30]).all()
+    assert (found["predicted"].sum(1) == 48 * 62).all()
+    assert (found["union"] == found["predicted"] + found["labelled"] - found["intersect"]).all()
+
+
+def test_names_and_areas_are_the_library_s() -> None:
+    """mmseg's own ResNets have the canonical tensors; its areas are those of scikit-learn's confusion matrix."""
+    names = program(LIBRARY)
+    assert [len(names[arch]) for arch in ("resnet18", "resnet34", "resnet50")] == [120, 216, 318]
+    assert sum(not name.endswith(COUNTER) for name in names["resnet50"]) == 265
+    for arch, shapes in names.items():
+        assert shapes == {name: list(tensor.shape) for name, tensor in Backbone(arch).state_dict().items()}
+
+
+def test_trains_and_measures(tmp_path: Path, job: Job) -> None:
+    write_job(tmp_path, job)
+    measurement, found = measure("mmseg", tmp_path)
+    check_areas(measurement, found)
+    check_proofs(measurement["proofs"], 120)
+    assert (measurement["steps"], measurement["resumed_at"]) == (ITERATIONS, 0)
+    assert set(measurement["engine"]) == {"mmseg", "mmcv", "mmengine", "torch"}
+    lines = logged(tmp_path)
+    assert [line["iteration"] for line in lines] == list(range(ITERATIONS))
+    assert {"loss", "lr", "time", "decode.loss_ce", "aux.loss_ce"} <= set(lines[0])
+    rate = [1e-4 + (0.01 - 1e-4) * (1 - step / (ITERATIONS - 1)) ** 0.9 for step in range(ITERATIONS)]
+    assert [line["lr"] for line in lines] == pytest.approx(rate)
+    assert len(list(tmp_path.glob("events.*"))) == 1
+    assert [path.name for path in tmp_path.rglob("*.pth")] == [f"iter_{ITERATIONS}.pth"]
+    torch.load(tmp_path / f"iter_{ITERATIONS}.pth", weights_only=True)  # with nothing allowed but tensors
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_goes_on_after_a_kill(tmp_path: Path, job: Job) -> None:
+    config = json.loads(json.dumps(job.config))
+    config["train_cfg"]["max_iters"] = config["param_scheduler"][0]["end"] = 10
+    write_job(tmp_path, replace(job, config=config))
+    with (tmp_path / "stderr").open("w") as stream:
+        command = [sys.executable, "-m", "engines.mmseg", str(tmp_path)]
+        child = subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=stream)
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "last_checkpoint").exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL, (tmp_path / "stderr").read_text()
+    assert not (tmp_path / "measurement.json").exists()
+    whole = max(tmp_path.glob("iter_*.pth"), key=lambda path: path.stat().st_mtime_ns)
+    torn = tmp_path / "iter_9.pth"  # as if the kill had come while it was written
+    torn.write_bytes(whole.read_bytes()[:-1000])
+    measurement, found = measure("mmseg", tmp_path)
+    check_areas(measurement, found)
+    assert measurement["steps"] == 10 and 0 < measurement["resumed_at"] < 9
+    assert [line["iteration"] for line in logged(tmp_path)] == list(range(10))
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["iter_10.pth"]
+
+
+def test_two_processes_hold_the_same_weights(tmp_path: Path, job: Job) -> None:
+    """The second process tested images 1 and 3; the first one's weights, tested alone, give the same areas.
+
+    That second run also shows that a finished training is only tested.
+    """
+    write_job(tmp_path, job)
+    measurement, found = measure("mmseg", tmp_path, procs=2)
+    check_areas(measurement, found)
+    check_proofs(measurement["proofs"], 120)
+    write_job(tmp_path, job)
+    alone, found_alone = measure("mmseg", tmp_path)
+    assert alone["resumed_at"] == ITERATIONS and alone["proofs"] == measurement["proofs"]
+    for name, values in found.items():
+        assert np.array_equal(values, found_alone[name]), name
+    assert len(logged(tmp_path)) == ITERATIONS
+
+
+def wrong_jobs(folder: Path, job: Job) -> dict[str, Job]:
+    """By name, what must be refused before, or in, the first iterations."""
+
+    def overlaid(change: Callable[[dict[str, Any]], None]) -> Job:
+        overlay = json.loads(json.dumps(job.overlay))
+        change(overlay["model"])
+        return replace(job, overlay=overlay, task="check")
+
+    def configured(change: Callable[[dict[str, Any]], None], task: str = "check") -> Job:
+        config = json.loads(json.dumps(job.config))
+        change(config)
+        return replace(job, config=config, task=task)
+
+    stored = torch.load(job.weights, weights_only=True)
+    stored["state_dict"] = {name: t for name, t in stored["state_dict"].items() if not name.startswith("layer4.")}
+    torch.save(stored, folder / "no_layer4.pth")
+    edited = folder / "edited.pth"
+    edited.write_bytes(Path(job.weights).read_bytes() + b" ")
+    whole: Weights = job
+    return {
+        "bgr": overlaid(lambda model: model["data_preprocessor"].update(bgr_to_rgb=False)),
+        "mean": overlaid(lambda model: model["data_preprocessor"].update(mean=[0.0, 0.0, 0.0])),
+        "deep_stem": configured(lambda config: config["model"]["backbone"].update(type="ResNetV1c")),
+        "avg_down": configured(lambda config: config["model"]["backbone"].update(deep_stem=True)),
+        "dilation": configured(lambda config: config["model"]["backbone"].update(contract_dilation=False)),
+        "typing_error": configured(lambda config: config["model"]["backbone"].update(dilation=[1, 1, 2, 4])),
+        "unknown_part": configured(lambda config: config.update(val_cfg={})),
+        "classes": configured(lambda config: config["model"]["decode_head"].update(num_classes=9), "measure"),
+        "no_layer4": replace(
+            job,
+            task="check",
+            weights=str(folder / "no_layer4.pth"),
+            weights_sha256=sha256_file(folder / "no_layer4.pth"),
+        ),
+        "edited": replace(job, weights=str(edited), weights_sha256=whole.weights_sha256),
+        "diverges": configured(lambda config: config["optim_wrapper"]["optimizer"].update(lr=1e12), "measure"),
+    }
+
+
+def test_weights_arrive_exactly(tmp_path: Path) -> None:
+    """In the full protocol's model, with the overlay of each architecture."""
+    config = resolved(CONFIGS / "engines/mmseg/voc12aug_fcn_r50_d8_512x512_20k_zoo.yaml")
+    tensors = {"resnet18": 120, "resnet34": 216, "resnet50": 318}
+    for arch in tensors:
+        weights = prepared(tmp_path / arch, backbone(arch), arch, IMAGENET_PIXELS)
+        write_job(tmp_path / arch, Job(**vars(weights), task="check", config=config, device="cpu", seed=0, workers=0))
+    assert runs("mmseg", [tmp_path / arch for arch in tensors]) == dict.fromkeys(tensors, (0, ""))
+    for arch, count in tensors.items():
+        check_proofs(json.loads((tmp_path / arch / "measurement.json").read_text())["proofs"], count)
+
+
+def test_refusals(tmp_path: Path, job: Job) -> None:
+    jobs = wrong_jobs(tmp_path, job)
+    for name, wrong in jobs.items():
+        write_job(tmp_path / name, wrong)
+    said = runs("mmseg", [tmp_path / name for name in jobs])
+    expected = {
+        "bgr": "normalised pixels differ by",
+        "mean": "channel order, mean or std is not the checkpoint's",
+        "deep_stem": "model.backbone.type: expected ResNet, found ResNetV1c",
+        "avg_down": "backbone.conv1.weight: not in the built model",
+        "dilation": "feature4 differs by",
+        "typing_error": "unexpected keyword argument 'dilation'",
+        "unknown_part": "unknown val_cfg; expected only",
+        "classes": "model.decode_head.num_classes is 9, the data has 3",
+        "no_layer4": "backbone.layer4.0.bn1.bias: not the checkpoint's values",
+        "edited": "expected sha256",
+        "diverges": "Lower optim_wrapper.optimizer.lr",
+    }
+    assert {name: code for name, (code, _) in said.items()} == dict.fromkeys(jobs, 2) | {"diverges": 4}
+    for name, text in expected.items():
+        assert text in said[name][1], said[name]
+    assert "would stay random" in said["deep_stem"][1]

@@ -1,0 +1,235 @@
+"""From an engine's detections to a record: perfect ones score 100, none score 0, and only what is needed is kept.
+
+The engine's child process is played by a function here; tests/engines runs the real one.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from engines import launch
+from engines.contract import read_job
+from evaluate.cells import resolve
+from evaluate.detection import Settings, annotations, ground_truth, training_images
+from evaluate.engine import history, tidy
+from evaluate.run import run_cell
+from zoo import benchmark, datasets
+from zoo.benchmark import benchmark_layout
+from zoo.checkpoint import CARD_NAME
+from zoo.datasets import manifest
+from zoo.distributed import World
+from zoo.errors import CheckpointError, DataError, ZooError
+from zoo.files import ROOT
+from zoo.record import read_arrays, read_record
+
+CLASSES = ["cat", "dog", "emu"]  # no emu anywhere in the test set
+# image → (class, box, difficult)
+TRAIN = {
+    "t1": [("cat", (1, 1, 10, 12), 0), ("dog", (5, 6, 30, 28), 1)],
+    "t2": [("emu", (2, 3, 20, 20), 1)],
+    "t3": [],
+}
+TEST = {
+    "v1": [("cat", (1, 1, 10, 12), 0), ("cat", (15, 10, 40, 30), 0)],
+    "v2": [("dog", (5, 5, 20, 20), 0), ("dog", (21, 21, 40, 30), 1)],
+    "v3": [],
+    "v4": [("cat", (3, 3, 30, 30), 0)],
+}
+ME = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+Engine = Callable[[dict[str, np.ndarray]], None]
+
+
+def annotation(objects: list[Any]) -> str:
+    parts = ["<annotation><size><width>40</width><height>32</height><depth>3</depth></size>"]
+    for name, box, difficult in objects:
+        corners = "".join(f"<{c}>{v}</{c}>" for c, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+        parts.append(
+            f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{corners}</bndbox></object>"
+        )
+    return "".join([*parts, "</annotation>"])
+
+
+@pytest.fixture
+def devkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A Pascal VOC folder of seven images, its configurations, and records and caches in tmp_path."""
+    for split, images in (("train", TRAIN), ("test", TEST)):
+        for name, objects in images.items():
+            for folder in ("JPEGImages", "Annotations"):
+                (tmp_path / "voc" / folder).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 32)).save(tmp_path / "voc" / "JPEGImages" / f"{name}.jpg")
+            (tmp_path / "voc" / "Annotations" / f"{name}.xml").write_text(annotation(objects))
+        (tmp_path / "voc" / f"{split}.txt").write_text("\n".join(images))
+    places = {"images": "JPEGImages/{}.jpg", "annotations": "Annotations/{}.xml"}
+    splits = {
+        split: {"num_images": None, "layouts": [{"image_sets": [{"names": f"{split}.txt"} | places]}]}
+        for split in ("train", "test")
+    }
+    configs = tmp_path / "configs"
+    shutil.copytree(ROOT / "configs", configs)
+    dataset = {"name": "voc", "title": "VOC", "root": None, "num_classes": 3, "classes": CLASSES}
+    (configs / "datasets" / "voc.yaml").write_text(yaml.safe_dump(dataset | {"substitute_for": None, "splits": splits}))
+    for variant in ("zoo", "moco"):
+        config = yaml.safe_load((configs / "benchmarks" / f"voc0712_detection_{variant}.yaml").read_text())
+        config["dataset"] = "voc"
+        config["settings"] |= {"train_split": "train", "test_split": "test"}
+        config["table"]["columns"] = {"AP50": "ap50"}
+        (configs / "benchmarks" / f"voc_{variant}.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "data.yaml").write_text(f"voc: {tmp_path / 'voc'}\n")
+    for name, value in {"ZOO_DATA": "data.yaml", "ZOO_CACHE": "cache", "ZOO_RUNS": "runs"}.items():
+        monkeypatch.setenv(name, str(tmp_path / value))
+    for module in (datasets, benchmark):
+        monkeypatch.setattr(module, "CONFIGS", configs)
+    manifest.cache_clear()
+    yield tmp_path
+    manifest.cache_clear()
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """Stand in for the child: it finds what the test says, and leaves the files that the real one leaves."""
+
+    def finds(detections: dict[str, np.ndarray], num_scored: int = len(TEST)) -> None:
+        def measure(name: str, folder: Path, *, procs: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+            job = read_job(folder)
+            assert name == "detectron2" and job.classes == CLASSES and Path(job.weights).is_file()
+            rows = [{"iteration": step, "total_loss": 1.0 / (step + 1), "lr": 0.1} for step in range(0, 450)]
+            (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            for leftover in ("model_final.pth", "events.out.1", "last_checkpoint"):
+                (folder / leftover).write_text("x")
+            answer = {"engine": {"detectron2": "0.6"}, "proofs": {"tensors": 100}, "steps": 450, "resumed_at": 0}
+            return answer | {"num_scored": num_scored}, detections
+
+        monkeypatch.setattr(launch, "measure", measure)
+
+    return finds
+
+
+def perfect() -> dict[str, np.ndarray]:
+    """Every object that is not difficult, where `_zoo`'s 0-based boxes have it."""
+    rows = [
+        (image, CLASSES.index(name), 0.9, *(v - 1 for v in box))
+        for image, objects in enumerate(TEST.values())
+        for name, box, difficult in objects
+        if not difficult
+    ]
+    table = np.array(rows, dtype=np.float64)
+    return {
+        "image": table[:, 0].astype(np.int64),
+        "label": table[:, 1].astype(np.int64),
+        "score": table[:, 2].astype(np.float32),
+        "box": table[:, 3:].astype(np.float32),
+    }
+
+
+def measured(devkit: Path, checkpoint: Path, name: str = "voc_zoo") -> Any:
+    cell = resolve(name, checkpoint / CARD_NAME, seed=0)
+    path = run_cell(cell, devkit / "runs" / "single" / "records", num_workers=0, me=ME, procs=1)
+    return read_record(path), path
+
+
+def test_perfect_detections_score_100(devkit: Path, tiny_files: Path, engine: Engine) -> None:
+    engine(perfect())
+    record, path = measured(devkit, tiny_files / "checkpoint")
+    assert record.metrics == {"ap": 100.0, "ap50": 100.0, "ap75": 100.0}
+    assert record.confidence["ap50"][1] == 100.0 and record.num_scored == 4 and not record.deterministic
+    assert record.details["absent_classes"] == ["emu"]  # not in the mean, and not NaN
+    assert record.details["ap50_by_class"] == {"cat": 100.0, "dog": 100.0, "emu": None}
+    assert record.details["proofs"] == {"tensors": 100} and record.details["overlay"]["INPUT"] == {"FORMAT": "RGB"}
+    assert record.settings["engine_config"]["SOLVER"]["WEIGHT_DECAY_NORM"] == 0.0001
+    kept = read_arrays(path.parent, record)
+    assert (kept["sample/detection_box"][0] == TEST["v1"][0][1]).all()  # in VOC's own coordinates
+    assert kept["replicates/ap"].shape == (1000,) and np.isfinite(kept["replicates/ap"]).all()
+
+
+def test_no_detection_at_all_scores_0(devkit: Path, tiny_files: Path, engine: Engine) -> None:
+    engine({name: values[:0] for name, values in perfect().items()})
+    record, _ = measured(devkit, tiny_files / "checkpoint")
+    assert record.metrics == {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
+
+
+def test_detections_of_the_wrong_class_score_0(devkit: Path, tiny_files: Path, engine: Engine) -> None:
+    found = perfect()
+    engine(found | {"label": 1 - found["label"]})
+    record, _ = measured(devkit, tiny_files / "checkpoint")
+    assert record.metrics["ap50"] == 0.0
+
+
+def test_a_measured_cell_keeps_its_logs_only(devkit: Path, tiny_files: Path, engine: Engine) -> None:
+    engine(perfect())
+    record, path = measured(devkit, tiny_files / "checkpoint")
+    folder = path.parent.parent / "work" / record.cell_id
+    assert sorted(each.name for each in folder.iterdir()) == ["events.out.1", "job.json", "log.jsonl"]
+    points = record.details["history"]
+    assert len(points) <= 201 and (points[0]["iteration"], points[-1]["iteration"]) == (0, 449)
+    tidy(folder / "absent")
+
+
+def test_a_missing_image_is_a_bug_and_no_record(devkit: Path, tiny_files: Path, engine: Any) -> None:
+    engine(perfect(), num_scored=3)
+    with pytest.raises(ZooError, match="detectron2 scored 3 images, expected 4"):
+        measured(devkit, tiny_files / "checkpoint")
+    assert not list((devkit / "runs").rglob("records/*.json"))
+
+
+def test_pixels_alone_cannot_be_fine_tuned(devkit: Path, tiny_files: Path, engine: Engine) -> None:
+    from converters.canonical import write_checkpoint
+    from zoo.transforms import IMAGENET_PIXELS
+
+    write_checkpoint(
+        devkit / "raw",
+        {},
+        name="raw pixels",
+        family="raw pixels",
+        arch="raw_pixels",
+        pixels=IMAGENET_PIXELS,
+        source_format="canonical",
+        lineage=(),
+    )
+    with pytest.raises(CheckpointError, match="raw pixels: detectron2 needs a ResNet's weights"):
+        measured(devkit, devkit / "raw")
+
+
+def test_broken_annotations_are_all_named_before_any_training(devkit: Path, tiny_files: Path) -> None:
+    (devkit / "voc" / "Annotations" / "t1.xml").write_text("<annotation>")
+    (devkit / "voc" / "Annotations" / "t3.xml").write_text(annotation([("yak", (1, 1, 4, 4), 0)]))
+    with pytest.raises(DataError, match=r"2 of 3 annotations of voc train cannot be used") as caught:
+        measured(devkit, tiny_files / "checkpoint")
+    assert "t1.xml" in str(caught.value) and "yak" in str(caught.value)
+
+
+def test_the_two_protocols_hand_over_other_boxes(devkit: Path) -> None:
+    """D20 and the corners: mmdet drops difficult boxes and lowers all corners, detectron2 neither."""
+    listed = {}
+    for variant in ("zoo", "moco"):
+        settings = Settings.model_validate(benchmark_layout(f"voc_{variant}").settings)
+        split = manifest("voc", "train")
+        listed[variant] = training_images(split, annotations(split, tuple(CLASSES)), settings)
+    assert [[box["bbox"] for box in image["annotations"]] for image in listed["zoo"]] == [[[0, 0, 9, 11]], []]
+    assert [[box["bbox"] for box in image["annotations"]] for image in listed["moco"]] == [
+        [[0, 0, 10, 12], [4, 5, 30, 28]],
+        [[1, 2, 20, 20]],
+    ]
+    assert [Path(image["file_name"]).name for image in listed["zoo"]] == ["t1.jpg", "t2.jpg"]  # t3 has no object
+
+
+def test_the_ground_truth_keeps_difficult_boxes(devkit: Path) -> None:
+    truth = ground_truth(annotations(manifest("voc", "test"), tuple(CLASSES)))
+    assert truth.image.tolist() == [0, 0, 1, 1, 3] and truth.difficult.tolist() == [False, False, False, True, False]
+    assert truth.box.shape == (5, 4)
+    assert ground_truth([]).box.shape == (0, 4)
+
+
+def test_a_history_is_thinned_to_its_last_point(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps({"iteration": i, "loss": 1.0, "lr": 0.1}) + "\n" for i in range(5)))
+    assert [point["iteration"] for point in history(path)] == [0, 1, 2, 3, 4]
+    path.write_text("".join(json.dumps({"iteration": i, "loss": 1.0, "lr": 0.1}) + "\n" for i in range(402)))
+    assert [point["iteration"] for point in history(path)][-2:] == [399, 401]
