@@ -129,7 +129,7 @@ def optimiser_facts(trainer: Any) -> dict[str, Any]:
     for module in trainer.model.modules():
         for name, value in module.named_parameters(recurse=False):
             kind = f"{'norm_' if isinstance(module, NORMS) else ''}{'biases' if name == 'bias' else 'weights'}"
-            kinds.setdefault(kind, []).append(groups.get(id(value), {}))
+            kinds.setdefault(kind, []).extend([groups[id(value)]] if id(value) in groups else [])
     named = trainer.model.named_parameters()
     return {
         "optimiser": type(trainer.optimizer).__name__,
@@ -146,13 +146,13 @@ def schedule_facts(trainer: Any) -> dict[str, Any]:
     rates = []
     with EventStorage(0) as trainer.storage:
         hook.before_train()
-        for _ in range(max(LR_AT["detectron2"]) + 1):
+        for _ in range(trainer.max_iter):
             rates.append(trainer.optimizer.param_groups[0]["lr"])
             hook.after_step()
     return {
         "iterations": trainer.max_iter,
         "lr_changes_every_iteration": all(rates[step] != rates[step + 1] for step in range(99)),
-        "lr_at": {str(step): rates[step] for step in LR_AT["detectron2"]},
+        "lr_at": {str(step): rates[step] for step in LR_AT["detectron2"] if step < len(rates)},
     }
 
 

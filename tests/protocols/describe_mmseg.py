@@ -128,7 +128,7 @@ def optimiser_facts(runner: Any) -> dict[str, Any]:
     for module in runner.model.modules():
         for name, value in module.named_parameters(recurse=False):
             kind = f"{'norm_' if isinstance(module, NORMS) else ''}{'biases' if name == 'bias' else 'weights'}"
-            kinds.setdefault(kind, []).append(groups.get(id(value), {}))
+            kinds.setdefault(kind, []).extend([groups[id(value)]] if id(value) in groups else [])
     named = runner.model.named_parameters()
     return {
         "optimiser": type(optimiser).__name__,
@@ -143,13 +143,13 @@ def schedule_facts(runner: Any) -> dict[str, Any]:
     """The rate at each iteration, moved on by the runner's own hook."""
     (hook,) = [hook for hook in runner.hooks if isinstance(hook, ParamSchedulerHook)]
     rates = []
-    for step in range(max(LR_AT["mmseg"]) + 1):
+    for step in range(runner.max_iters):
         rates.append(runner.optim_wrapper.get_lr()["lr"][0])
         hook.after_train_iter(runner, step)
     return {
         "iterations": runner.max_iters,
         "lr_changes_every_iteration": all(rates[step] != rates[step + 1] for step in range(99)),
-        "lr_at": {str(step): rates[step] for step in LR_AT["mmseg"]},
+        "lr_at": {str(step): rates[step] for step in LR_AT["mmseg"] if step < len(rates)},
         "evaluated_every": runner.val_interval if runner.val_loop is not None else 0,
     }
 

@@ -183,7 +183,7 @@ def test_detection_rate(protocol: str, step: int, detectron2: dict[str, Any]) ->
     for milestone in (18000, 22000):
         if step >= milestone:
             rate /= 10
-    assert detectron2[f"{protocol}-resnet50"]["lr_at"][str(step)] == pytest.approx(rate, rel=1e-6)
+    assert detectron2[f"{protocol}-resnet50"]["lr_at"].get(str(step)) == pytest.approx(rate, rel=1e-6)
 
 
 @pytest.mark.slow
@@ -191,7 +191,7 @@ def test_detection_rate(protocol: str, step: int, detectron2: dict[str, Any]) ->
 def test_segmentation_rate(step: int, mmseg: dict[str, Any]) -> None:
     """Protocols 2.10, Schedule: poly of power .9 to 1e-4, per iteration, over 20k its; lr .01."""
     rate = 1e-4 + (0.01 - 1e-4) * (1 - step / 20000) ** 0.9
-    found = mmseg["voc12aug_segmentation_zoo-resnet50"]["lr_at"][str(step)]
+    found = mmseg["voc12aug_segmentation_zoo-resnet50"]["lr_at"].get(str(step))
     assert found == pytest.approx(rate, rel=1e-6)
 
 
