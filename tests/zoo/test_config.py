@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field, ValidationError
 
+from converters.parity import PLACES
 from evaluate.benchmarks import load_benchmark
 from evaluate.suite import SuiteConfig
 from report.published import TABLES_NAME, Source, load_published
@@ -13,6 +14,7 @@ from zoo.config import Strict, dump_yaml, load, read_yaml, scalar, validate
 from zoo.datasets import DatasetConfig, dataset_config
 from zoo.errors import ConfigError
 from zoo.files import CONFIGS
+from zoo.native import resolved
 from zoo.recipe import PretrainConfig
 
 
@@ -389,7 +391,25 @@ def test_the_published_files_agree_with_their_tables() -> None:
     assert len(load_published().sources) == len(config_files("published")) - 1
 
 
+def test_every_engine_file_is_a_benchmarks_or_stands_under_one() -> None:
+    """Named by a benchmark, a base of one that is, or what a conversion is proven in."""
+    named = {
+        CONFIGS.parent / read_yaml(path)["settings"]["engine_config"]
+        for path in config_files("benchmarks")
+        if "engine_config" in read_yaml(path)["settings"]
+    }
+    named |= {CONFIGS / "engines" / engine / name for engine, places in PLACES.items() for name, _ in places.values()}
+    for path in list(named):
+        assert resolved(path)
+        while path is not None:
+            named.add(path)
+            content = read_yaml(path)
+            base = content.get("_BASE_", content.get("_base_"))
+            path = path.parent / base if base else None
+    assert named == set(config_files("engines"))
+
+
 def test_no_configuration_folder_is_left_unread() -> None:
     """A new folder under configs/ needs its line above."""
-    known = {"datasets", "pretrain", "benchmarks", "suites", "published"}
+    known = {"datasets", "pretrain", "benchmarks", "suites", "published", "engines"}
     assert {path.relative_to(CONFIGS).parts[0] for path in CONFIGS.rglob("*.yaml")} == known
