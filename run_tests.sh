@@ -5,7 +5,7 @@ trap 'exit 130' INT
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 
 source scripts/environment.sh
-ZOO_MODULES+=(pytest ruff pyright)
+ZOO_MODULES+=(pytest xdist ruff pyright)
 zoo_environment
 
 title() { printf '\n== %s\n' "$*"; }
@@ -17,4 +17,6 @@ title "ruff check"
 title "pyright"
 "$PYTHON" -m pyright --pythonpath "$PYTHON"
 title "pytest"
-"$PYTHON" -m pytest "$@"
+# one thread each: the cores are shared out among the test processes
+cores=$(nproc)
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "$PYTHON" -m pytest -n "$((cores < 4 ? cores : 4))" --dist worksteal "$@"

@@ -99,7 +99,7 @@ QUIET = (  # pages of what the proofs say in a line
 
 def run(folder: Path, job: Job) -> None:
     for name in QUIET:
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.ERROR)
     check_weights_file(job)
     loader: Any = build_detection_test_loader  # what it is decorated with hides its arguments from type checkers
     with world() as me, _joined(me):
@@ -305,9 +305,10 @@ class _Trainer(DefaultTrainer):
             checkpointer.sweep()
         comm.synchronize()
         self.checkpointer = checkpointer
-        built = [hook for hook in super().build_hooks() if not isinstance(hook, hooks.EvalHook | hooks.PeriodicWriter)]
-        if comm.is_main_process():
-            built.append(hooks.PeriodicWriter(self.build_writers(), period=log_period(self.max_iter)))
+        built = [hook for hook in super().build_hooks() if not isinstance(hook, hooks.EvalHook)]
+        for hook in built:
+            if isinstance(hook, hooks.PeriodicWriter):
+                hook._period = log_period(self.max_iter)
         return built
 
     def build_writers(self) -> list[Any]:
