@@ -95,6 +95,8 @@ def run(
     engine = BENCHMARKS[chosen.config.benchmark].ENGINE
     if engine is None:
         _spread(procs)
+    elif "WORLD_SIZE" in os.environ:
+        raise ConfigError(f"{chosen.name}: {engine} starts its own processes; run without torchrun, with --procs N.")
     else:
         interpreter(engine)  # installed? asked before anything is loaded
     from evaluate.run import run_cell

@@ -14,13 +14,16 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
 from engines import launch
 from engines.contract import read_job
+from evaluate.__main__ import app
 from evaluate.cells import resolve
 from evaluate.detection import Settings, annotations, ground_truth, training_images
 from evaluate.engine import history, tidy
 from evaluate.run import run_cell
+from evaluate.suite import make_plan
 from zoo import benchmark, datasets
 from zoo.benchmark import benchmark_layout
 from zoo.checkpoint import CARD_NAME
@@ -203,6 +206,23 @@ def test_broken_annotations_are_all_named_before_any_training(devkit: Path, tiny
     with pytest.raises(DataError, match=r"2 of 3 annotations of voc train cannot be used") as caught:
         measured(devkit, tiny_files / "checkpoint")
     assert "t1.xml" in str(caught.value) and "yak" in str(caught.value)
+
+
+def test_a_plan_says_that_the_engine_is_missing(devkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any pre-training, not after it."""
+    suite = devkit / "suite.yaml"
+    suite.write_text("name: a\ncheckpoints: [{random: resnet18}]\nbenchmarks: [voc_zoo, voc_moco]\nseeds: [0]\n")
+    assert make_plan(suite).configs.keys() == {"voc_zoo", "voc_moco"}
+    monkeypatch.setenv("ZOO_DETECTION_PYTHON", "no-such-python")
+    with pytest.raises(ZooError, match="ZOO_DETECTION_PYTHON: expected a Python interpreter"):
+        make_plan(suite)
+
+
+def test_torchrun_is_not_needed_and_said_so(devkit: Path, tiny_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    arguments = ["run", "--checkpoint", str(tiny_files / "checkpoint"), "--benchmark", "voc_zoo"]
+    ended = CliRunner().invoke(app, arguments)
+    assert "voc_zoo: detectron2 starts its own processes; run without torchrun, with --procs N" in str(ended.exception)
 
 
 def test_the_two_protocols_hand_over_other_boxes(devkit: Path) -> None:
