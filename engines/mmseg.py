@@ -60,6 +60,7 @@ from zoo.distributed import World, barrier, gather_by_index, share, world  # noq
 log = logging.getLogger(__name__)
 BACKBONE = ("backbone.",)
 IGNORED = 255  # the label of pixels that count for nothing
+PICTURES = 12  # label maps that are kept
 AREAS = ("intersect", "union", "predicted", "labelled")  # in the order of IoUMetric.intersect_and_union
 KEYS = frozenset(  # of a native configuration; the rest (paths, seeds, launcher, evaluators) is decided here
     "default_scope model train_dataloader test_dataloader train_cfg optim_wrapper param_scheduler default_hooks".split()
@@ -89,7 +90,7 @@ def run(folder: Path, job: Job) -> None:
             write_answer(folder, {"proofs": prove(model.to(job.device), cfg, job), **versions()}, {})
             return
         start, proofs = train(model, cfg, folder, job, me)
-        areas = tested(model, cfg, job, me)
+        areas, maps = tested(model, cfg, job, me)
         if me.is_main:
             measurement = {
                 "proofs": proofs,
@@ -98,7 +99,7 @@ def run(folder: Path, job: Job) -> None:
                 "num_scored": len(areas),
                 **versions(),
             }
-            write_answer(folder, measurement, {name: areas[:, row] for row, name in enumerate(AREAS)})
+            write_answer(folder, measurement, {name: areas[:, row] for row, name in enumerate(AREAS)} | maps)
 
 
 def versions() -> dict[str, Any]:
@@ -390,12 +391,16 @@ class _Log(Hook):
             self.events.close()
 
 
-def tested(model: Any, cfg: Mapping[str, Any], job: Job, me: World) -> np.ndarray:
-    """(N, 4, C) pixels of every test image in sample order, AREAS by class; every process tests its share."""
+def tested(model: Any, cfg: Mapping[str, Any], job: Job, me: World) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(N, 4, C) pixels of every test image in sample order, AREAS by class; every process tests its share.
+
+    Also the first few label maps of this process, to be looked at: "map_<sample>" → (H, W) uint8.
+    """
     dataset: Any = DATASETS.build(cfg["test_dataloader"]["dataset"])
     mine: Sequence[int] = share(range(len(dataset)), me)
     images = DataLoader(Subset(dataset, mine), batch_size=1, num_workers=job.workers, collate_fn=pseudo_collate)
     areas = np.zeros((len(mine), len(AREAS), len(job.classes)), np.int64)
+    maps: dict[str, np.ndarray] = {}
     model.eval()
     for row, batch in enumerate(images):
         with torch.no_grad():
@@ -404,7 +409,9 @@ def tested(model: Any, cfg: Mapping[str, Any], job: Job, me: World) -> np.ndarra
         labels = sample.gt_sem_seg.data.squeeze(0).to(predicted.device)
         found = IoUMetric.intersect_and_union(predicted, labels, len(job.classes), IGNORED)
         areas[row] = torch.stack(found).round().long().numpy()
-    return gather_by_index(np.array(mine, np.int64), areas, total=len(dataset), me=me)
+        if row < PICTURES:
+            maps[f"map_{mine[row]}"] = predicted.cpu().numpy().astype(np.uint8)
+    return gather_by_index(np.array(mine, np.int64), areas, total=len(dataset), me=me), maps
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def run(job: Job) -> Measurement:
         metrics={"miou": float(mean_iou(by_class)), "accuracy": float(accuracy(whole))},
         num_scored=len(test),
         selection="last iteration",
-        per_sample=pixels,
+        per_sample=pixels | {name: values for name, values in found.items() if name.startswith("map_")},
         replicates={
             "miou": mean_iou(class_iou(resampled["intersect"], resampled["union"])),
             "accuracy": accuracy(resampled),

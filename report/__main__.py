@@ -1,4 +1,4 @@
-"""python -m report build [RUNS/SUITE] | check | curves RUN_FOLDER… --out FILE.svg
+"""python -m report build [RUNS/SUITE] | check | curves RUN_FOLDER… --out FILE.svg | pictures RECORD.json --out FILE.png
 
 `build` with a suite's folder writes its RESULTS.md; without one, the generated text of the committed RESULTS.md (and of
 README.md, where it has markers). `check` fails when the committed text is not what would be generated.
@@ -68,6 +68,18 @@ def curves(
     runs = list(zip(names, map(read_log, folders), strict=True))
     draw(runs, out, baselines=levels)
     typer.echo(knn_table(runs), nl=False)
+
+
+@app.command()
+def pictures(
+    record: Annotated[Path, typer.Argument(help="a record of detection or segmentation")],
+    out: Annotated[Path, typer.Option(help="the picture, a .png file")],
+) -> None:
+    """Draw what a detector or segmentor predicted beside the truth: truth left, prediction right."""
+    from report.pictures import draw
+
+    draw(record, out)
+    typer.echo(f"wrote {out}")
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ class Measurement:
 
     metrics: name → value, percentages 0–100. num_scored: how many test samples stand behind them.
     selection: which model or setting the number is of ("last epoch", "none: no training", …).
-    per_sample: name → (num_scored, …) array, in manifest order (detections: one row each, with its image's index).
-    replicates: metric name → (1000,) bootstrap values.
+    per_sample: name → (num_scored, …) array, in manifest order (detections: one row each, with its image's index;
+    map_<sample>: a label map to be looked at). replicates: metric name → (1000,) bootstrap values.
     details: anything else worth keeping (losses per epoch, convergence), JSON values only.
     """
 

@@ -111,8 +111,13 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 def check_areas(measurement: dict[str, Any], found: dict[str, np.ndarray]) -> None:
     """Every test image is there, whole, and each pixel but the 96 of label 255 is counted once."""
     assert measurement["num_scored"] == 5
-    assert all(found[name].shape == (5, 3) and found[name].dtype == np.int64 for name in found)
-    assert set(found) == {"intersect", "union", "predicted", "labelled"}
+    areas = {"intersect", "union", "predicted", "labelled"}
+    assert all(found[name].shape == (5, 3) and found[name].dtype == np.int64 for name in areas)
+    maps = {name: values for name, values in found.items() if name not in areas}
+    assert maps and all(name.startswith("map_") and values.shape == (48, 64) for name, values in maps.items())
+    for name, values in maps.items():
+        known = values[:, :-2]  # the frame of 255
+        assert (np.bincount(known.ravel(), minlength=3) == found["predicted"][int(name[4:])]).all()
     assert (found["labelled"] == [8 * 62, 40 * 32, 40 * 30]).all()
     assert (found["predicted"].sum(1) == 48 * 62).all()
     assert (found["union"] == found["predicted"] + found["labelled"] - found["intersect"]).all()
@@ -180,6 +185,7 @@ def test_two_processes_hold_the_same_weights(tmp_path: Path, job: Job) -> None:
     write_job(tmp_path, job)
     alone, found_alone = measure("mmseg", tmp_path)
     assert alone["resumed_at"] == ITERATIONS and alone["proofs"] == measurement["proofs"]
+    assert {name for name in found if name.startswith("map_")} == {"map_0", "map_2", "map_4"}  # the first one's share
     for name, values in found.items():
         assert np.array_equal(values, found_alone[name]), name
     assert len(logged(tmp_path)) == ITERATIONS
