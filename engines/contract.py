@@ -8,6 +8,8 @@ built model is bit for bit the canonical one, and the same picture gives the sam
 normalised the engine's own way.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -108,14 +110,24 @@ def child(run: Callable[[Path, Job], None]) -> None:
         _fail(folder, str(refusal), refusal.exit_code)
     except ImportError as error:
         _fail(folder, f"{error}. Is the engine installed in {sys.executable}?", INPUT)
-    except Exception:
+    except Exception as error:
+        if _disk_is_full(error):
+            _fail(folder, f"the disk that holds {folder} is full: free space, or set ZOO_RUNS to another one.", INPUT)
         _fail(folder, traceback.format_exc(), 1)
     raise SystemExit(0)
 
 
+def _disk_is_full(error: Exception) -> bool:
+    """Whether a write failed for want of space; torch.save says so in a RuntimeError of its own."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, RuntimeError) and "PytorchStreamWriter failed" in str(error)
+
+
 def _fail(folder: Path, message: str, code: int) -> None:
-    _replace(folder / "failure.json", json.dumps({"message": message, "exit_code": code}).encode())
     log.error("%s", message)
+    with contextlib.suppress(OSError):  # a full disk: the parent then shows the code alone
+        _replace(folder / "failure.json", json.dumps({"message": message, "exit_code": code}).encode())
     logging.shutdown()
     os._exit(code)  # now: peers wait in collectives, and threads of the engine would wait for them
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from engines.contract import (
     write_job,
 )
 from zoo.backbone import Backbone
+from zoo.files import ROOT
 from zoo.transforms import IMAGENET_PIXELS
 
 
@@ -53,6 +56,28 @@ def test_a_job_is_read_as_it_was_written_and_forgets_the_last_answer(tmp_path: P
     write_job(tmp_path, job)
     assert read_job(tmp_path) == job
     assert not (tmp_path / "measurement.json").exists() and not (tmp_path / "arrays.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "message"),
+    [
+        ("OSError(28, 'No space left on device')", 2, "is full: free space, or set ZOO_RUNS"),
+        ("RuntimeError('[enforce fail] PytorchStreamWriter failed writing file data/0')", 2, "is full: free space"),
+        ("Refused('expected this, found that')", 2, "expected this, found that"),
+        ("NonFinite('loss is NaN')", 4, "loss is NaN"),
+        ("ImportError('no module named x')", 2, "no module named x. Is the engine installed in "),
+        ("KeyError('x')", 1, "Traceback"),
+    ],
+)
+def test_a_childs_end_is_told_by_code_and_note(tmp_path: Path, failure: str, code: int, message: str) -> None:
+    write_job(tmp_path, a_job(tmp_path))
+    program = f"from engines.contract import *\ndef run(folder, job): raise {failure}\nchild(run)"
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == code, ended.stderr
+    note = json.loads((tmp_path / "failure.json").read_text())
+    assert note["exit_code"] == code and message in note["message"] and message in ended.stderr
 
 
 def test_an_edited_weights_file_is_refused(tmp_path: Path) -> None:

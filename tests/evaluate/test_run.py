@@ -108,6 +108,9 @@ from zoo.config import Strict
 from zoo.record import Measurement
 
 
+ENGINE = None
+
+
 class Settings(Strict):
     features: FeatureSpec
 
@@ -158,7 +161,7 @@ def test_a_new_benchmark_is_one_file_one_yaml_and_one_line(tree: Tree, tiny_file
     config["settings"] = {"features": KNN["settings"]["features"]}
     (tree.folder / "configs/benchmarks/tiny_centroid.yaml").write_text(yaml.safe_dump(config))
     registry = tree.folder / "evaluate/benchmarks.py"
-    text = registry.read_text().replace("from evaluate import knn", "from evaluate import centroid, knn")
+    text = registry.read_text().replace("from evaluate import detection", "from evaluate import centroid, detection")
     registry.write_text(text.replace('    "knn": knn,\n', '    "knn": knn,\n    "centroid": centroid,\n'))
     suite = {
         "name": "centroid",

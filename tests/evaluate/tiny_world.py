@@ -14,7 +14,7 @@ from PIL import Image
 
 from zoo.files import ROOT
 
-PACKAGES = ("zoo", "converters", "evaluate", "pretrain", "report")
+PACKAGES = ("zoo", "engines", "converters", "evaluate", "pretrain", "report")
 TRAIN, VAL, CLASSES = 43, 26, 3  # neither is divisible by 2, 4 or a batch
 TEST_TRANSFORM = {"resize": 24, "crop": 24, "interpolation": "bilinear"}
 KNN: dict[str, Any] = {
