@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from evaluate.engine import tidy
 from evaluate.suite import Plan, Source, make_plan
 from zoo.errors import CollapseError, ZooError
 from zoo.files import ROOT, ensure_writable, write_atomic
@@ -38,7 +39,10 @@ def run_suite(path: Path, *, num_workers: int, num_processes: int) -> int:
         extracted: set[str] = set()
         for planned in plan.cells():
             cell = planned.cell
-            if cell is None or plan.is_done(cell):
+            if cell is None:
+                continue
+            if plan.is_done(cell):
+                tidy(plan.folder / "work" / cell.id)  # killed between its record and its tidying
                 continue
             missing = [key for key in plan.missing_features(cell) if key not in extracted]
             if missing:

@@ -5,6 +5,7 @@ The engine's child process is played by a function here; tests/engines runs the 
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from engines import launch
 from engines.contract import read_job
+from evaluate import schedule
 from evaluate.__main__ import app
 from evaluate.cells import resolve
 from evaluate.detection import Settings, annotations, ground_truth, training_images
@@ -173,6 +175,24 @@ def test_a_measured_cell_keeps_its_logs_only(devkit: Path, tiny_files: Path, eng
     points = record.details["history"]
     assert len(points) <= 201 and (points[0]["iteration"], points[-1]["iteration"]) == (0, 449)
     tidy(folder / "absent")
+
+
+def test_what_a_kill_left_of_a_measured_cell_is_removed(
+    devkit: Path, tiny_files: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine(perfect())
+    record, path = measured(devkit, tiny_files / "checkpoint")
+    folder = path.parent.parent / "work" / record.cell_id
+    (folder / "model_final.pth").write_text("x")
+    suite = devkit / "suite.yaml"
+    suite.write_text(
+        f"name: single\ncheckpoints: [{{card: {tiny_files / 'checkpoint'}}}]\nbenchmarks: [voc_zoo]\nseeds: [0]\n"
+    )
+    built: list[list[str]] = []
+    page = lambda command, **options: built.append(command) or subprocess.CompletedProcess(command, 0)  # noqa: E731
+    monkeypatch.setattr(schedule.subprocess, "run", page)
+    assert schedule.run_suite(suite, num_workers=0, num_processes=1) == 0
+    assert len(built) == 1 and not (folder / "model_final.pth").exists() and (folder / "log.jsonl").exists()
 
 
 def test_a_missing_image_is_a_bug_and_no_record(devkit: Path, tiny_files: Path, engine: Any) -> None:
