@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from converters.to_detectron2 import arrays, prepared
+from converters.to_detectron2 import Layout, arrays, prepared
 from engines.contract import Job, write_job
 from engines.launch import measure
 from tests.engines.children import backbone, check_proofs, logged, program, runs
@@ -113,35 +113,32 @@ def check_detections(measurement: dict[str, Any], found: dict[str, np.ndarray]) 
     assert set(found["label"]) <= {0, 1}
 
 
-def test_resnet_50_arrives_whole_in_c4_and_in_a_pyramid(tmp_path: Path) -> None:
-    """265 of 265 tensors, the names written by detectron2's own models; every stage the same, in both precisions."""
-    files = {"c4": "voc0712_faster_rcnn_r50_c4_24k_zoo.yaml", "fpn": "base_rcnn_fpn.yaml"}
-    names = program(LIBRARY, *(str(CONFIGS / "engines" / "detectron2" / name) for name in files.values()))
-    state = backbone("resnet50")
-    folders = []
-    for layout, file in files.items():
-        weights = prepared(tmp_path / layout, state, "resnet50", IMAGENET_PIXELS, layout)  # pyright: ignore[reportArgumentType]
-        theirs = [name for name in names[file] if not name.endswith(COUNTER)]
-        assert len(weights.tensors) == 265
-        assert set(weights.tensors) == {name for name in theirs if not name.startswith(tuple(weights.fresh))}
+def test_weights_arrive_whole_in_c4_and_in_a_pyramid(tmp_path: Path) -> None:
+    """ResNet-50: 265 of 265 tensors, the names written by detectron2's own models. Every stage is the same."""
+    zoo, moco = (f"voc0712_faster_rcnn_r50_c4_24k_{variant}.yaml" for variant in ("zoo", "moco"))
+    places: dict[str, tuple[str, Layout, str, int]] = {
+        "c4": ("resnet50", "c4", zoo, 265),
+        "fpn": ("resnet50", "fpn", "base_rcnn_fpn.yaml", 265),
+        "basic_blocks": ("resnet34", "c4", moco, 180),
+    }
+    names = program(LIBRARY, *(str(CONFIGS / "engines" / "detectron2" / name) for name in (zoo, "base_rcnn_fpn.yaml")))
+    for place, (arch, layout, file, _) in places.items():
+        weights = prepared(tmp_path / place, backbone(arch), arch, IMAGENET_PIXELS, layout)
         job = Job(**vars(weights), task="check", config=native(file), device="cpu", seed=0, workers=0)
-        write_job(tmp_path / layout, job)
-        folders.append(tmp_path / layout)
-    assert runs("detectron2", folders) == dict.fromkeys(files, (0, ""))
-    for folder in folders:
-        check_proofs(json.loads((folder / "measurement.json").read_text())["proofs"], 265)
-
-
-@pytest.mark.parametrize(("arch", "tensors"), [("resnet34", 180)])
-def test_basic_blocks_arrive_whole_too(tmp_path: Path, arch: str, tensors: int) -> None:
-    weights = prepared(tmp_path, backbone(arch), arch, IMAGENET_PIXELS, "c4")
-    config = native("voc0712_faster_rcnn_r50_c4_24k_moco.yaml")
-    write_job(tmp_path, Job(**vars(weights), task="check", config=config, device="cpu", seed=0, workers=0))
-    check_proofs(measure("detectron2", tmp_path)[0]["proofs"], tensors)
+        write_job(tmp_path / place, job)
+        if arch == "resnet50":
+            theirs = [name for name in names[file] if not name.endswith(COUNTER)]
+            assert set(weights.tensors) == {name for name in theirs if not name.startswith(tuple(weights.fresh))}
+    assert runs("detectron2", [tmp_path / place for place in places]) == dict.fromkeys(places, (0, ""))
+    for place, (*_, tensors) in places.items():
+        check_proofs(json.loads((tmp_path / place / "measurement.json").read_text())["proofs"], tensors)
 
 
 def test_trains_and_measures(tmp_path: Path, job: Job) -> None:
+    """In a folder that a kill left between opening the file of the last checkpoint's name and writing it."""
     write_job(tmp_path, job)
+    (tmp_path / "last_checkpoint").write_text("")
+    (tmp_path / "model_0000001.pth").write_bytes(b"torn")
     measurement, found = measure("detectron2", tmp_path)
     check_detections(measurement, found)
     check_proofs(measurement["proofs"], 100)
@@ -172,15 +169,6 @@ def test_goes_on_after_a_kill(tmp_path: Path, job: Job) -> None:
     iterations = [line["iteration"] for line in logged(tmp_path)]
     assert iterations == sorted(set(iterations)) and iterations[-1] == 11
     assert [path.name for path in tmp_path.glob("*.pth")] == ["model_final.pth"]
-
-
-def test_a_checkpoint_that_was_never_named_is_no_checkpoint(tmp_path: Path, job: Job) -> None:
-    """Killed between opening the name's file and writing it: training starts anew instead of failing for ever."""
-    write_job(tmp_path, job)
-    (tmp_path / "last_checkpoint").write_text("")
-    (tmp_path / "model_0000001.pth").write_bytes(b"torn")
-    measurement, _ = measure("detectron2", tmp_path)
-    assert measurement["resumed_at"] == 0
 
 
 def test_two_processes_hold_the_same_weights(tmp_path: Path, job: Job) -> None:
