@@ -58,26 +58,39 @@ def test_a_job_is_read_as_it_was_written_and_forgets_the_last_answer(tmp_path: P
     assert not (tmp_path / "measurement.json").exists() and not (tmp_path / "arrays.npz").exists()
 
 
-@pytest.mark.parametrize(
-    ("failure", "code", "message"),
-    [
-        ("OSError(28, 'No space left on device')", 2, "is full: free space, or set ZOO_RUNS"),
-        ("RuntimeError('[enforce fail] PytorchStreamWriter failed writing file data/0')", 2, "is full: free space"),
-        ("Refused('expected this, found that')", 2, "expected this, found that"),
-        ("NonFinite('loss is NaN')", 4, "loss is NaN"),
-        ("ImportError('no module named x')", 2, "no module named x. Is the engine installed in "),
-        ("KeyError('x')", 1, "Traceback"),
-    ],
-)
-def test_a_childs_end_is_told_by_code_and_note(tmp_path: Path, failure: str, code: int, message: str) -> None:
-    write_job(tmp_path, a_job(tmp_path))
-    program = f"from engines.contract import *\ndef run(folder, job): raise {failure}\nchild(run)"
+ENDS = {
+    "disk": ("OSError(28, 'No space left on device')", 2, "is full: free space, or set ZOO_RUNS"),
+    "torch's disk": (
+        "RuntimeError('[enforce fail] PytorchStreamWriter failed writing file')",
+        2,
+        "is full: free space",
+    ),
+    "refused": ("Refused('expected this, found that')", 2, "expected this, found that"),
+    "diverged": ("NonFinite('loss is NaN')", 4, "loss is NaN"),
+    "not installed": ("ImportError('no module named x')", 2, "no module named x. Is the engine installed in "),
+    "bug": ("KeyError('x')", 1, "Traceback"),
+}
+
+
+def test_a_childs_end_is_told_by_code_and_note(tmp_path: Path) -> None:
+    """One process that forks a child a case: each of its own would import torch again."""
+    program = "import json, os, sys\nfrom engines.contract import *\ncodes = {}\n"
+    for name, (failure, _, _) in ENDS.items():
+        write_job(tmp_path / name, a_job(tmp_path))
+        program += f"def run(folder, job): raise {failure}\nsys.argv[1] = {str(tmp_path / name)!r}\n"
+        program += "pid = os.fork()\nif pid == 0: child(run)\n"
+        program += f"codes[{name!r}] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])\n"
     ended = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program + "print(json.dumps(codes))", "folder"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert ended.returncode == code, ended.stderr
-    note = json.loads((tmp_path / "failure.json").read_text())
-    assert note["exit_code"] == code and message in note["message"] and message in ended.stderr
+    assert json.loads(ended.stdout) == {name: code for name, (_, code, _) in ENDS.items()}, ended.stderr
+    for name, (_, code, message) in ENDS.items():
+        note = json.loads((tmp_path / name / "failure.json").read_text())
+        assert note["exit_code"] == code and message in note["message"] and message in ended.stderr
 
 
 def test_an_edited_weights_file_is_refused(tmp_path: Path) -> None:
