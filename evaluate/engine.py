@@ -71,6 +71,7 @@ def measure(
         "proofs": measurement["proofs"],
         "overlay": weights.overlay,
         "steps": measurement["steps"],
+        "resumed_at": measurement["resumed_at"],  # 0: trained in one go; else other draws than in one go
         "history": history(folder / "log.jsonl"),
     }
     return details, arrays

@@ -147,6 +147,7 @@ def test_perfect_detections_score_100(devkit: Path, tiny_files: Path, engine: En
     assert record.confidence["ap50"][1] == 100.0 and record.num_scored == 4 and not record.deterministic
     assert record.details["absent_classes"] == ["emu"]  # not in the mean, and not NaN
     assert record.details["ap50_by_class"] == {"cat": 100.0, "dog": 100.0, "emu": None}
+    assert record.details["resumed_at"] == 0
     assert record.details["proofs"] == {"tensors": 100} and record.details["overlay"]["INPUT"] == {"FORMAT": "RGB"}
     assert record.settings["engine_config"]["SOLVER"]["WEIGHT_DECAY_NORM"] == 0.0001
     kept = read_arrays(path.parent, record)
