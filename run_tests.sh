@@ -19,4 +19,4 @@ title "pyright"
 title "pytest"
 # one thread each: the cores are shared out among the test processes
 cores=$(nproc)
-OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "$PYTHON" -m pytest -n "$((cores < 4 ? cores : 4))" --dist worksteal "$@"
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "$PYTHON" -m pytest -n "$((cores < 4 ? cores : 4))" --maxschedchunk 1 "$@"

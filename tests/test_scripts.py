@@ -398,11 +398,11 @@ def test_run_tests_runs_every_check_and_hands_its_arguments_to_pytest(ready: Che
         "-m ruff format --check .",
         "-m ruff check .",
         f"-m pyright --pythonpath {ready.root}/.venv/bin/python",
-        "-m pytest -n 2 --dist worksteal -k knn",
+        "-m pytest -n 2 --maxschedchunk 1 -k knn",
     ]
     executable(ready.bin / "nproc", "#!/usr/bin/env bash\necho 64\n")
     ready.run("run_tests.sh")
-    assert ready.calls()[-1] == "-m pytest -n 4 --dist worksteal"  # each of them loads torch
+    assert ready.calls()[-1] == "-m pytest -n 4 --maxschedchunk 1"  # each of them loads torch
 
 
 def test_run_tests_stops_at_the_first_failure_with_its_code(ready: Checkout) -> None:
