@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -104,7 +105,8 @@ def run(folder: Path, job: Job) -> None:
     loader: Any = build_detection_test_loader  # what it is decorated with hides its arguments from type checkers
     with world() as me, _joined(me):
         cfg = configured(folder, job, me)
-        seed_all_rng(job.seed + me.rank)
+        # before the loader and its sampler are made: a resumed run must not see the beginning's draws again
+        seed_all_rng(job.seed + me.rank + me.size * begins_at(folder))
         if job.task == "check":
             model = build_model(cfg)
             _load(DetectionCheckpointer(model), cfg.MODEL.WEIGHTS)
@@ -131,6 +133,13 @@ def run(folder: Path, job: Job) -> None:
                 **versions(),
             }
             write_answer(folder, measurement, found)
+
+
+def begins_at(folder: Path) -> int:
+    """The iteration after the last checkpoint's, by its name; 0 without one, or when all iterations are done."""
+    tag = folder / "last_checkpoint"
+    found = re.fullmatch(r"model_(\d+)\.pth", tag.read_text().strip()) if tag.exists() else None
+    return int(found[1]) + 1 if found else 0
 
 
 def _load(checkpointer: DetectionCheckpointer, path: str) -> None:
@@ -279,7 +288,6 @@ class _Trainer(DefaultTrainer):
             log.info("resuming at iteration %d", trainer.start_iter)
             if me.is_main:
                 cut_back(Path(cfg.OUTPUT_DIR) / "log.jsonl", trainer.start_iter)
-            seed_all_rng(job.seed + me.rank + me.size * trainer.start_iter)  # not the draws of the beginning again
             trainer.proofs = json.loads((Path(cfg.OUTPUT_DIR) / "proofs.json").read_text())
             return trainer
         trainer.proofs = prove(_plain(trainer.model), cfg, job)

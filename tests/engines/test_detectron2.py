@@ -50,6 +50,12 @@ for path in sys.argv[1:]:
     ours.merge_from_other_cfg(CfgNode(resolved(Path(path))))
     ours.MODEL.DEVICE, ours.MODEL.RESNETS.DEPTH = "cpu", 50
     assert ours == cfg, "our merged file is not what detectron2 reads"
+import tempfile
+folder = Path(tempfile.mkdtemp())
+assert engine.begins_at(folder) == 0
+for text, begin in (("model_0000019.pth", 20), ("model_final.pth", 0), ("", 0)):
+    (folder / "last_checkpoint").write_text(text)
+    assert engine.begins_at(folder) == begin, text
 print(json.dumps(names))
 """
 
