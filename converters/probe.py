@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from zoo.backbone import Backbone
 from zoo.files import write_atomic
+from zoo.resnet import BasicBlock, Bottleneck
 from zoo.transforms import Pixels
 
 HEIGHT, WIDTH = 64, 96  # divisible by 32, so that no engine pads; not square, so that swapped axes are seen

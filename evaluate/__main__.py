@@ -14,14 +14,15 @@ from rich.console import Console
 from rich.table import Table
 
 from engines.launch import interpreter
-from evaluate.benchmarks import BENCHMARKS
+from evaluate.benchmarks import BENCHMARKS, load_benchmark
 from evaluate.cells import Cell, read_cell, resolve
 from evaluate.schedule import run_suite
 from evaluate.suite import make_plan
 from zoo.checkpoint import CARD_NAME
 from zoo.command import guarded
-from zoo.errors import CheckpointError, ConfigError
+from zoo.errors import CheckpointError, ConfigError, RecordError
 from zoo.files import cache_dir, ensure_writable, remembered_sha256, runs_dir
+from zoo.record import read_record
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Workers = Annotated[int, typer.Option("--workers", min=0, help="loader processes; no result depends on it")]
@@ -108,18 +109,62 @@ def run(
 
 @app.command()
 def extract(
-    cell: Annotated[Path, typer.Option(help="a cell file; the features it needs are extracted")],
+    cells: Annotated[list[Path], typer.Option("--cell", help="a cell file; once for each cell")],
     workers: Workers = DEFAULT_WORKERS,
     procs: Processes = 1,
 ) -> None:
-    """Extract the features a cell needs into the cache, and measure nothing."""
-    chosen, _ = read_cell(cell)
+    """Extract the features that cells need into the cache, one pass a dataset split, and measure nothing."""
+    chosen = [read_cell(path)[0] for path in cells]
     _spread(procs)
-    from evaluate.run import obtain_features
+    from evaluate.run import extract_features
     from zoo.distributed import world
 
     with world() as me:
-        obtain_features(chosen, num_workers=workers, me=me)
+        extract_features(chosen, num_workers=workers, me=me)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="pictures")],
+    record: Annotated[
+        Path | None, typer.Option(help="a linear benchmark's record; default: the newest there is")
+    ] = None,
+    head: Annotated[str | None, typer.Option(help="which of its heads; default: the best on the test images")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="the record's checkpoint, where its card has moved")] = None,
+) -> None:
+    """Show the five most likely classes of pictures, by a trained head."""
+    from evaluate.predict import choose_head, newest_record
+    from evaluate.predict import predict as ask
+
+    path = record or newest_record(runs_dir())
+    read = read_record(path)
+    if not any(name.endswith("heads.safetensors") for name in read.files_sha256):
+        raise RecordError(
+            f"{path}: {read.benchmark_config} keeps no trained heads; expected a linear benchmark's record."
+        )
+    chosen = choose_head(read, head)
+    top1 = read.metrics[f"top1_{chosen}"]
+    typer.echo(f"{read.checkpoint.name}, head {chosen} of {read.benchmark_config} (test top-1 {top1:.2f} %), {path}")
+    for found in ask(images, path, read, chosen, checkpoint):
+        typer.echo(str(found.path))
+        for label, name, probability in zip(found.classes, found.names, found.probabilities, strict=True):
+            typer.echo(f"  {probability:6.1%}  {name} ({label})")
+
+
+@app.command("low-shot-sets")
+def low_shot_sets(
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="where the files go")],
+    benchmark: Annotated[str, typer.Option(help="a VOC SVM benchmark in configs/benchmarks/")] = "voc07_svm",
+) -> None:
+    """Write a benchmark's low-shot training sets as files in the published format, and print their hash."""
+    from evaluate import voc_svm
+
+    config = load_benchmark(benchmark)
+    if BENCHMARKS[config.benchmark] is not voc_svm:
+        raise ConfigError(f"--benchmark: expected one that trains low-shot SVMs, found '{benchmark}'.")
+    ensure_writable(out)
+    paths, found = voc_svm.write_low_shot_sets(config, out)
+    typer.echo(f"{len(paths)} files in {out}; sha256 of the sets: {found}")
 
 
 def _chosen(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from evaluate import detection, knn, linear, segmentation
+from evaluate import detection, knn, linear, segmentation, voc_svm
 from evaluate.job import Benchmark
 from zoo.benchmark import BenchmarkConfig, benchmark_path
 from zoo.config import load, read_yaml
@@ -14,6 +14,7 @@ BENCHMARKS: Final[dict[str, Benchmark]] = {
     "linear": linear,
     "detection": detection,
     "segmentation": segmentation,
+    "voc_svm": voc_svm,
 }
 
 

@@ -4,6 +4,7 @@ The cell's own folder holds what the child reads and writes: the job, the conver
 from, log.jsonl and TensorBoard's events. Once the record is written only the job and the logs stay.
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -94,6 +95,8 @@ def tidy(folder: Path) -> None:
     for path in folder.iterdir() if folder.is_dir() else ():
         if not path.name.startswith(_KEPT):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()  # where nothing is worth keeping
 
 
 def class_names(dataset: str, classes: Sequence[str] | None) -> tuple[str, ...]:

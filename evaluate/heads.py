@@ -1,4 +1,4 @@
-"""Linear classifiers on frozen features, and the optimisers that train them (protocols §2.1).
+"""Linear classifiers on frozen features, and the optimisers that train them (protocols §2.1, §2.2).
 
 The two LARS variants differ in where the learning rate enters (D4): apex's LARC scales the gradient and leaves the rate
 to SGD, which multiplies the momentum buffer with it; mmselfsup folds the rate into what the buffer accumulates. With a
@@ -8,13 +8,41 @@ the local rate is 1.
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
-OptimiserName = Literal["lars_mmselfsup", "lars_apex"]
+from evaluate.recipes import Cosine, LarsConfig, LarsName, OptimiserConfig, Schedule
+
+
+class Head(nn.Module):
+    """(B, D) features → (B, num_classes) logits: batch norm a channel where the recipe has one, then a linear layer.
+
+    num_channels: of the map the features were pooled from; each has D / num_channels values, one after the other.
+    The weight is drawn from N(0, std²) by `seed` alone, the bias is 0.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_channels: int,
+        num_classes: int,
+        *,
+        batch_norm: Literal["none", "plain", "affine"],
+        std: float,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.num_channels = num_channels
+        self.norm = None if batch_norm == "none" else nn.BatchNorm1d(num_channels, affine=batch_norm == "affine")
+        self.linear = linear_head(num_features, num_classes, std=std, seed=seed)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        if self.norm is not None:
+            rows = self.norm(rows.view(len(rows), self.num_channels, -1)).flatten(1)
+        return self.linear(rows)
 
 
 def linear_head(num_features: int, num_classes: int, *, std: float, seed: int) -> nn.Linear:
@@ -29,9 +57,32 @@ def linear_head(num_features: int, num_classes: int, *, std: float, seed: int) -
     return head
 
 
-def cosine_lr(lr: float, epoch: int, num_epochs: int) -> float:
-    """Cosine decay stepped per epoch: lr·½(1 + cos(π·epoch/num_epochs)), epoch = 0 … num_epochs−1."""
-    return lr * 0.5 * (1.0 + math.cos(math.pi * epoch / num_epochs))
+def learning_rate(schedule: Schedule, lr: float, epoch: int, num_epochs: int) -> float:
+    """The rate of an epoch, counted from 0. Both schedules are stepped per epoch.
+
+    cosine: lr·½(1 + cos(π·epoch/num_epochs)). steps: lr times `factor` for every milestone reached.
+    """
+    if isinstance(schedule, Cosine):
+        return lr * 0.5 * (1.0 + math.cos(math.pi * epoch / num_epochs))
+    return lr * schedule.factor ** sum(epoch >= milestone for milestone in schedule.milestones)
+
+
+def make_optimiser(head: Head, config: OptimiserConfig, *, lr: float, weight_decay: float) -> Optimizer:
+    """The recipe's optimiser over the head's parameters; batch norm's own are not decayed (D10's variant)."""
+    norm = list(head.norm.parameters()) if head.norm is not None else []
+    groups = [{"params": list(head.linear.parameters()), "weight_decay": weight_decay}]
+    groups += [{"params": norm, "weight_decay": 0.0}] if norm else []
+    if isinstance(config, LarsConfig):
+        return Lars(
+            groups,
+            variant=config.name,
+            lr=lr,
+            momentum=config.momentum,
+            weight_decay=weight_decay,
+            trust_coefficient=config.trust_coefficient,
+            eps=config.eps,
+        )
+    return SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov)
 
 
 class Lars(Optimizer):
@@ -43,9 +94,9 @@ class Lars(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Iterable[Tensor] | Iterable[dict[str, Any]],
         *,
-        variant: OptimiserName,
+        variant: LarsName,
         lr: float,
         momentum: float,
         weight_decay: float,

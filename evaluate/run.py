@@ -4,10 +4,12 @@ import datetime
 import logging
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,8 @@ from evaluate.benchmarks import BENCHMARKS
 from evaluate.bootstrap import interval
 from evaluate.cells import Cell
 from evaluate.engine import tidy
-from evaluate.features import obtain
-from evaluate.job import Job
+from evaluate.features import ensure, obtain
+from evaluate.job import Features, FeatureSpec, Job
 from zoo import device as devices
 from zoo.checkpoint import verify_weights
 from zoo.datasets import Manifest, manifest
@@ -66,22 +68,34 @@ def run_cell(cell: Cell, records: Path, *, num_workers: int, me: World, procs: i
     if me.is_main:
         processes = me.size if benchmark.ENGINE is None else procs
         record = _record(cell, measurement, started=started, seconds=time.monotonic() - clock, world_size=processes)
-        path = write_record(records, record, _arrays(measurement))
-        if benchmark.ENGINE is not None:
-            tidy(records.parent / "work" / cell.id)
+        path = write_record(records, record, _arrays(measurement), measurement.files)
+        tidy(records.parent / "work" / cell.id)
         headline = ", ".join(f"{name} {value:.2f}" for name, value in record.metrics.items())
         log.info("%s on %s: %s -> %s", cell.name, cell.card.name, headline, path)
     return path
 
 
-def obtain_features(cell: Cell, *, num_workers: int, me: World) -> dict[str, np.ndarray]:
-    """Role → (N, D) features of all that the cell's benchmark asks for, from the cache or extracted now."""
+def obtain_features(cell: Cell, *, num_workers: int, me: World) -> Features:
+    """Role → layer → (N, D) features of all that the cell's benchmark asks for, from the cache or extracted now."""
     weights = verify_weights(cell.card_path, cell.card)
     specs = BENCHMARKS[cell.config.benchmark].features(cell.config.settings)
     return {
         role: obtain(cell.card, weights, _verified(cell, role), spec, num_workers=num_workers, me=me)
         for role, spec in specs.items()
     }
+
+
+def extract_features(cells: Sequence[Cell], *, num_workers: int, me: World) -> None:
+    """Extract what is missing of all that the cells ask for; cells of one checkpoint share a pass over the images."""
+    wanted: dict[tuple[str, str], tuple[Cell, Manifest, list[FeatureSpec]]] = {}
+    for cell in cells:
+        for role, spec in BENCHMARKS[cell.config.benchmark].features(cell.config.settings).items():
+            listed = _verified(cell, role)
+            key = (str(cell.card_path), listed.sha256)
+            wanted.setdefault(key, (cell, listed, []))[2].append(spec)
+    for cell, listed, specs in wanted.values():
+        weights = verify_weights(cell.card_path, cell.card)
+        ensure(cell.card, weights, listed, specs, num_workers=num_workers, me=me)
 
 
 def _verified(cell: Cell, role: str) -> Manifest:
@@ -108,6 +122,7 @@ def _check(measurement: Measurement, test: Manifest) -> None:
     """The scored count must be the test set's size, and every metric must have replicates (DESIGN §5)."""
     assert measurement.num_scored == len(test), (measurement.num_scored, len(test))
     assert set(measurement.replicates) == set(measurement.metrics), sorted(measurement.metrics)
+    assert not set(measurement.labels) & set(measurement.metrics), sorted(measurement.labels)
     assert all(np.isfinite(value) for value in measurement.metrics.values()), dict(measurement.metrics)
 
 
@@ -127,7 +142,7 @@ def _record(
         benchmark_config=cell.name,
         benchmark=cell.config.benchmark,
         protocol=cell.config.protocol,
-        modified=tuple(text for text in cell.overrides if not text.startswith(("execution.", "table."))),
+        modified=tuple(text for text in cell.overrides if not re.match(r"(execution|tables)[.=]", text)),
         seed=cell.seed,
         deterministic=BENCHMARKS[cell.config.benchmark].deterministic(cell.config.settings),
         checkpoint=CheckpointRecord(
@@ -144,6 +159,7 @@ def _record(
         selection=measurement.selection,
         num_scored=measurement.num_scored,
         metrics=dict(measurement.metrics),
+        labels=dict(measurement.labels),
         confidence={name: interval(values) for name, values in measurement.replicates.items()},
         details=dict(measurement.details),
         arrays_sha256="",  # write_record fills it in

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from evaluate.engine import tidy
-from evaluate.suite import Plan, Source, make_plan
+from evaluate.suite import Plan, PlannedCell, Source, make_plan
 from zoo.errors import CollapseError, ZooError
 from zoo.files import ROOT, ensure_writable, write_atomic
 from zoo.page import write_page
@@ -36,27 +36,20 @@ def run_suite(path: Path, *, num_workers: int, num_processes: int) -> int:
         plan = make_plan(path)  # cells have ids now
         runner.plan = plan
         write_page(plan.folder, plan.page())
-        extracted: set[str] = set()
+        todo: list[PlannedCell] = []
         for planned in plan.cells():
-            cell = planned.cell
-            if cell is None:
+            if planned.cell is None:
                 continue
-            if plan.is_done(cell):
-                tidy(plan.folder / "work" / cell.id)  # killed between its record and its tidying
-                continue
-            missing = [key for key in plan.missing_features(cell) if key not in extracted]
-            if missing:
-                extracted.update(missing)
-                runner.task(
-                    f"features-{missing[0][:16]}",
-                    f"features of {cell.card.name} on {cell.config.dataset}",
-                    ("evaluate", "extract", "--cell", str(plan.cell_file(cell)), *runner.options()),
-                )
-            runner.task(
-                cell.id,
-                f"{cell.name} on {cell.card.name}",
-                ("evaluate", "run", "--cell", str(plan.cell_file(cell)), *runner.options()),
-            )
+            if plan.is_done(planned.cell):
+                tidy(plan.folder / "work" / planned.cell.id)  # killed between its record and its tidying
+            else:
+                todo.append(planned)
+        for planned in todo:
+            assert planned.cell is not None
+            runner.extract(planned, todo)
+            cell_file = str(plan.cell_file(planned.cell))
+            title = f"{planned.cell.name} on {planned.cell.card.name}"
+            runner.task(planned.cell.id, title, ("evaluate", "run", "--cell", cell_file, *runner.options()))
         plan = make_plan(path)
         write_page(plan.folder, plan.page())
         built = subprocess.run([sys.executable, "-m", "report", "build", str(plan.folder)], cwd=ROOT, check=False)
@@ -88,6 +81,7 @@ class _Runner:
         self.exit_code = 0
         self.num_run = 0
         self.failed: list[str] = []
+        self.extracted: set[str] = set()  # tried once a run: a cell whose features could not be had tries by itself
 
     def options(self) -> tuple[str, ...]:
         return ("--workers", str(self.num_workers), "--procs", str(self.num_processes))
@@ -101,6 +95,30 @@ class _Runner:
         code = self.task(source.key, source.label, (*source.make, *extra), accepted=accepted)
         if source.expect_collapse and code == 0:
             self._failure(source.key, source.label, "expected to be stopped as collapsed, but it was not", 1)
+
+    def extract(self, planned: PlannedCell, todo: Sequence[PlannedCell]) -> None:
+        """Extract, once, the features that several cells of one checkpoint and one dataset are waiting for.
+
+        A cell alone extracts what it needs by itself: a process less.
+        """
+        cell = planned.cell
+        assert cell is not None
+        group = f"features-{planned.source.key}-{cell.config.dataset}"
+        cells = [
+            other.cell
+            for other in todo
+            if other.cell is not None
+            and other.source.key == planned.source.key
+            and other.cell.config.dataset == cell.config.dataset
+            and self.plan.missing_features(other.cell)
+        ]
+        if group in self.extracted or len(cells) < 2:
+            return
+        self.extracted.add(group)
+        arguments = ["evaluate", "extract"]
+        for other in cells:
+            arguments += ["--cell", str(self.plan.cell_file(other))]
+        self.task(group, f"features of {cell.card.name} on {cell.config.dataset}", (*arguments, *self.options()))
 
     def task(self, key: str, title: str, arguments: Sequence[str], *, accepted: Sequence[int] = (0,)) -> int:
         """Run `python -m <arguments>` with its output in logs/<key>.log; its exit code."""

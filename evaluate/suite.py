@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from engines.launch import interpreter
 from evaluate.benchmarks import BENCHMARKS, load_benchmark
 from evaluate.cells import Cell, benchmark_datasets, cell_id, write_cell
-from evaluate.job import feature_key
+from evaluate.job import feature_keys
 from zoo.benchmark import BenchmarkConfig
 from zoo.checkpoint import CARD_NAME, CheckpointCard, read_card
 from zoo.config import Strict, load
@@ -205,11 +205,15 @@ class Plan:
             state=state,
         )
 
-    def missing_features(self, cell: Cell) -> list[str]:
-        """Content keys of the extractions a cell still waits for."""
+    def missing_features(self, cell: Cell) -> bool:
+        """Whether a cell still waits for an extraction."""
         specs = BENCHMARKS[cell.config.benchmark].features(cell.config.settings)
-        keys = [feature_key(cell.card, cell.datasets[role].sha256, spec) for role, spec in specs.items()]
-        return [key for key in dict.fromkeys(keys) if not (cache_dir() / "features" / key / "features.npy").is_file()]
+        keys = [
+            key
+            for role, spec in specs.items()
+            for key in feature_keys(cell.card, cell.datasets[role].sha256, spec).values()
+        ]
+        return any(not (cache_dir() / "features" / key / "features.npy").is_file() for key in keys)
 
 
 def make_plan(path: Path) -> Plan:

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from mini import cityscapes, coco, imagenet, voc
+from mini import cityscapes, coco, imagenet, inaturalist, places205, voc
 from mini.crew import hire
 from mini.material import CLASS_NAMES, load_material
 from zoo.errors import DataError
@@ -26,17 +26,21 @@ from zoo.files import write_atomic
 Counts = Mapping[str, Mapping[str, int]]  # dataset -> split -> number of images
 
 GENERATOR: Final = "python -m mini"
-GENERATOR_VERSION: Final = 2  # raise it whenever a byte of the world changes
+GENERATOR_VERSION: Final = 3  # raise it whenever a byte of the world changes
 STAMP: Final = "mini.json"
 README: Final = "README.txt"
 WRITERS: Final = {
     "imagenet": imagenet.write,
+    "places205": places205.write,
+    "inaturalist2018": inaturalist.write,
     "VOCdevkit": voc.write,
     "coco": coco.write,
     "cityscapes": cityscapes.write,
 }
 FULL_COUNTS: Final[Counts] = {
     "imagenet": {"train": 12_000, "val": 2_000},
+    "places205": {"train": 400, "val": 100},
+    "inaturalist2018": {"train": 400, "val": 100},
     "VOCdevkit": {
         "train2007": 60,
         "val2007": 60,
@@ -52,8 +56,8 @@ WITHOUT_LABELS: Final = {("cityscapes", "test")}  # (dataset, split): need not s
 README_TEXT: Final = f"""\
 Made by `{GENERATOR}` (TransferZoo). Everything in this folder may be deleted; the same command makes it again.
 
-imagenet, VOCdevkit, coco and cityscapes have the layouts and file formats of ILSVRC2012, Pascal VOC 2007 and 2012,
-COCO 2017 and Cityscapes, and none of their pictures.
+imagenet, places205, inaturalist2018, VOCdevkit, coco and cityscapes have the layouts and file formats of ILSVRC2012,
+Places205, iNaturalist 2018, Pascal VOC 2007 and 2012, COCO 2017 and Cityscapes, and none of their pictures.
 
 Digits: scans of the "Optical Recognition of Handwritten Digits" data set (E. Alpaydin, C. Kaynak; UCI, CC BY 4.0).
 Backgrounds: softened crops of two photographs by danielbuechele and vultilion (Flickr, CC BY 2.0).
@@ -182,7 +186,7 @@ def _stamp(root: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def _files(folder: Path | str) -> Iterator[os.DirEntry[str]]:
     """All files below a folder but a world's stamp, in no fixed order."""
-    # scandir, not rglob: the check that a world is whole is made before every run, over 17,000 files.
+    # scandir, not rglob: the check that a world is whole is made before every run, over 18,000 files.
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir():

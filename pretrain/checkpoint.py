@@ -1,14 +1,11 @@
 """What a run leaves behind: the state it goes on from, and the backbone the next stage reads.
 
-A state file is torch.save's bytes followed by their SHA-256, written atomically; the last two are kept. One that
-cannot be read is passed over for the one before, aloud. The state is that of (epoch, step), whatever the number of
-processes or loader workers, and names the run's key: another recipe, seed or dataset never continues it.
+The last two states (zoo/state.py) are kept. One that cannot be read is passed over for the one before, aloud. The state
+is that of (epoch, step), whatever the number of processes or loader workers, and names the run's key: another recipe,
+seed or dataset never continues it.
 """
 
-import hashlib
-import io
 import logging
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +18,12 @@ from converters.canonical import write_checkpoint
 from zoo.backbone import check_state
 from zoo.checkpoint import CARD_NAME, Arch
 from zoo.errors import CheckpointError, ConfigError, NonFiniteError
-from zoo.files import atomic_file
+from zoo.state import read_state, write_state
 from zoo.transforms import Pixels
 
 logger = logging.getLogger(__name__)
 
 KEPT = 2
-DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +40,8 @@ class State:
 
 def save_state(folder: Path, state: State) -> Path:
     """Write `state` into `folder` and remove all but the last two there. Raises OSError; nothing half-written stays."""
-    buffer = io.BytesIO()
-    torch.save(vars(state), buffer)
-    data = buffer.getbuffer()
     path = folder / f"state-{state.step:09d}.pt"
-    with atomic_file(path) as stream:
-        stream.write(data)
-        stream.write(hashlib.sha256(data).digest())
+    write_state(path, vars(state))
     for old in _state_files(folder)[KEPT:]:
         old.unlink()
     return path
@@ -87,12 +78,9 @@ def latest_state(folder: Path, key: str) -> State | None:
 
 
 def _read_state(path: Path) -> State:
-    data = path.read_bytes()
-    if hashlib.sha256(data[:-DIGEST_BYTES]).digest() != data[-DIGEST_BYTES:]:
-        raise CheckpointError(f"{path}: damaged, its {len(data):,} bytes do not match the checksum at their end.")
     try:
-        return State(**torch.load(io.BytesIO(data[:-DIGEST_BYTES]), map_location="cpu", weights_only=True))
-    except (RuntimeError, EOFError, pickle.UnpicklingError, TypeError) as error:
+        return State(**read_state(path))
+    except TypeError as error:
         raise CheckpointError(f"{path}: not a training state of this version ({error}).") from error
 
 

@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 
 from evaluate import knn
 from evaluate.features import extract
+from evaluate.forward import Extractor
 from zoo.backbone import Backbone
 from zoo.datasets import Manifest
 from zoo.distributed import World
@@ -93,19 +94,18 @@ def knn_top1(
 
     A copy of the backbone is looked at, in eval mode; the one in training is not touched.
     """
-    transform = TestTransform(resize=monitor.resize, crop=monitor.crop, interpolation="bilinear")
-    looked_at = copy.deepcopy(backbone).float().eval()
+    transform = TestTransform(resize=monitor.resize, crop=monitor.crop, interpolation="bilinear", fit="centre_crop")
+    extractor = Extractor(copy.deepcopy(backbone).float().eval(), pixels, [("avgpool", None)])
     features = [
         extract(
-            looked_at,
+            extractor,
             manifest,
             transform=transform,
-            pixels=pixels,
             batch_size=EXTRACTION_BATCH,
             num_workers=workers,
             me=me,
             indices=indices,
-        )
+        )[0]
         for manifest, indices in zip((bank, queries), monitor_indices(monitor, bank, queries), strict=True)
     ]
     return _top1(features[0], features[1], bank, queries, monitor) if me.is_main else None

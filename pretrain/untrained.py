@@ -137,7 +137,7 @@ def main(
         problems.append(f"--images: expected at most the {len(found)} of {dataset} {split}, found {images}")
     if problems:
         raise ConfigError(several("python -m pretrain.untrained:", problems))
-    transform = TestTransform(resize=resize, crop=crop, interpolation="bilinear")
+    transform = TestTransform(resize=resize, crop=crop, interpolation="bilinear", fit="centre_crop")
     statistics = None if found is None else Statistics(images=found, num_images=images, transform=transform)
     path = untrained(cast(Arch, arch), seed=seed, out=out, statistics=statistics, num_workers=workers)
     logger.info("untrained %s: %s", arch, path)

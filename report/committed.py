@@ -88,7 +88,7 @@ def _committed_summary(made: tuple[Table, ...], sheet: Sheet) -> str:
     published = sheet.published.tables
     shown = [table.name for table in made if table.name in published]
     configs = [sheet.benchmarks[cell.benchmark] for cell in sheet.cells]
-    filled = {config.table.id for config in configs if sheet.published_table(config.table.id, config.dataset)}
+    filled = {t.id for config in configs for t in config.tables if sheet.published_table(t.id, config.dataset)}
     here = "Nothing measured here is recorded in results/ yet."
     if sheet.cells:
         results, rows = counted(len(sheet.cells), "result"), counted(len(sheet.rows), "checkpoint")

@@ -1,6 +1,6 @@
 """What a table looks like: its title, columns and decimals, agreed on by all who fill it.
 
-A table is described by the `table` block of every benchmark that fills some of its columns and, where numbers were
+A table is described by an entry of `tables` in every benchmark that fills some of its columns and, where numbers were
 published, by configs/published/tables.yaml. All descriptions of one id must be equal.
 """
 
@@ -19,6 +19,7 @@ class Layout:
     """One table's frame."""
 
     id: str
+    section: str | None  # the heading it stands under on the full page
     title: str
     label_column: str
     metric: str
@@ -28,10 +29,10 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Filler:
-    """Who fills a column: a benchmark configuration, and which of its metrics."""
+    """Who fills a column: a benchmark configuration, and which of its metrics or labels."""
 
     benchmark: str
-    metric: str
+    name: str
 
 
 def table_layouts(benchmarks: Mapping[str, AnyBenchmark], published: Published) -> dict[str, Layout]:
@@ -42,10 +43,11 @@ def table_layouts(benchmarks: Mapping[str, AnyBenchmark], published: Published) 
     layouts = {table.id: _published_layout(table) for table in published.tables.values()}
     first = dict.fromkeys(layouts, "configs/published/tables.yaml")
     problems: list[str] = []
-    for name, config in benchmarks.items():
-        table = config.table
+    described = [(name, table) for name, config in benchmarks.items() for table in config.tables]
+    for name, table in described:
         layout = Layout(
             id=table.id,
+            section=table.section or (published.tables[table.id].section if table.id in published.tables else None),
             title=table.title,
             label_column=LABEL_COLUMN,
             metric=table.metric,
@@ -54,7 +56,7 @@ def table_layouts(benchmarks: Mapping[str, AnyBenchmark], published: Published) 
         )
         known = layouts.setdefault(table.id, layout)
         origin = first.setdefault(table.id, f"configs/benchmarks/{name}.yaml")
-        for field in ("title", "label_column", "metric", "decimals", "columns"):
+        for field in ("section", "title", "label_column", "metric", "decimals", "columns"):
             expected, found = getattr(known, field), getattr(layout, field)
             if expected != found:
                 problems.append(
@@ -69,6 +71,7 @@ def table_layouts(benchmarks: Mapping[str, AnyBenchmark], published: Published) 
 def _published_layout(table: PublishedTable) -> Layout:
     return Layout(
         id=table.id,
+        section=table.section,
         title=table.title,
         label_column=table.label_column,
         metric=table.metric,
@@ -78,6 +81,8 @@ def _published_layout(table: PublishedTable) -> Layout:
 
 
 def _shown(value: object) -> str:
+    if value is None:
+        return "nothing"
     return ", ".join(value) if isinstance(value, tuple) else f"'{value}'"
 
 
@@ -85,15 +90,14 @@ def fillers(benchmarks: Mapping[str, AnyBenchmark], table: str, dataset: str) ->
     """Column → who fills it, for one table on one dataset. Raises ConfigError when two benchmarks claim a column."""
     found: dict[str, Filler] = {}
     for name, config in benchmarks.items():
-        if config.table.id != table or config.dataset != dataset:
-            continue
-        for column, metric in config.table.columns.items():
-            if metric is None:
+        mine = [one.columns for one in config.tables if (one.id, config.dataset) == (table, dataset)]
+        for column, filled in (item for columns in mine for item in columns.items()):
+            if filled is None:
                 continue
             if column in found:
                 raise ConfigError(
                     f"configs/benchmarks/{name}.yaml: table '{table}': {found[column].benchmark} fills column "
                     f"'{column}' on {dataset} already; give one of them another table id."
                 )
-            found[column] = Filler(benchmark=name, metric=metric)
+            found[column] = Filler(benchmark=name, name=filled)
     return found

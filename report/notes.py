@@ -20,6 +20,11 @@ def legend(layout: Layout, cells: Sequence[Cell], texts: Sequence[str]) -> str:
         parts.append(
             "(std, n): standard deviation over n seeds, whose mean is shown; ± is then the mean of their half-widths"
         )
+    if any("trials: " in text for text in texts):
+        parts.append(
+            "(trials: std, n): standard deviation over the n random draws whose mean each run reports; of several "
+            "seeds, the mean of theirs"
+        )
     if any(text == "–" for text in texts):
         parts.append("–: no result")
     return "; ".join(parts) + "."
@@ -77,7 +82,7 @@ def exclusions(
             continue
         assert cell.record is not None
         values = [
-            f"{escape(column)} {measured([cell.record], filler.metric, decimals=layout.decimals, planned=1)}"
+            f"{escape(column)} {measured([cell.record], filler.name, decimals=layout.decimals, planned=1)}"
             for column, filler in fills.items()
             if filler.benchmark == cell.benchmark
         ]
@@ -102,4 +107,4 @@ def unmeasured(sheet: Sheet, group: Group) -> Iterator[str]:
 
 def _belongs(sheet: Sheet, group: Group, cell: Cell) -> bool:
     config = sheet.benchmarks[cell.benchmark]
-    return (config.table.id, config.dataset) == (group.table, group.dataset)
+    return config.dataset == group.dataset and any(table.id == group.table for table in config.tables)

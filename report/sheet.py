@@ -6,12 +6,17 @@ of a data set that was made anew, never stand in one table (DESIGN §1).
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
+from report.layout import Layout
 from report.published import Published, PublishedTable
 from zoo.benchmark import AnyBenchmark
 from zoo.datasets import DatasetConfig, dataset_config
 from zoo.files import CONFIGS
 from zoo.record import ResultRecord
+
+FURTHER: Final = "Further datasets"  # the section of a table that names none
+SUBSTITUTES: Final = "Substitute datasets"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,35 +83,48 @@ class Group:
     images: tuple[Images, ...]
 
 
-def group_of(cell: Cell, record: ResultRecord, benchmarks: Mapping[str, AnyBenchmark]) -> Group:
-    """The table that a result belongs to, by the images it was measured on."""
+def groups_of(cell: Cell, record: ResultRecord, benchmarks: Mapping[str, AnyBenchmark]) -> list[Group]:
+    """The tables that a result belongs to, by the images it was measured on, whatever the role of each."""
     images = {Images(split=d.split, num_images=d.num_images, sha256=d.sha256) for d in record.datasets.values()}
-    return Group(
-        table=benchmarks[cell.benchmark].table.id,
-        dataset=record.datasets["test"].dataset,
-        images=tuple(sorted(images)),
-    )
+    dataset = record.datasets["test"].dataset
+    return [
+        Group(table=table.id, dataset=dataset, images=tuple(sorted(images)))
+        for table in benchmarks[cell.benchmark].tables
+    ]
 
 
-def groups(sheet: Sheet, order: Iterable[str]) -> list[tuple[Group, list[Cell]]]:
-    """Every table of the page with its results, in page order; `order` is that of the table ids."""
+def section_of(sheet: Sheet, layout: Layout, group: Group) -> str:
+    """The heading that a table stands under on the full page."""
+    if sheet.substitute_for(group.dataset) is not None:
+        return SUBSTITUTES
+    return layout.section or FURTHER
+
+
+def groups(sheet: Sheet, layouts: Mapping[str, Layout]) -> list[tuple[Group, list[Cell]]]:
+    """Every table of the page with its results, in page order: a suite's in that of `layouts`, else by section too."""
     found: dict[Group, list[Cell]] = {}
     for cell in sheet.cells:
         if cell.record is not None:
-            found.setdefault(group_of(cell, cell.record, sheet.benchmarks), []).append(cell)
+            for group in groups_of(cell, cell.record, sheet.benchmarks):
+                found.setdefault(group, []).append(cell)
     if sheet.is_suite:
-        wanted = [(config.table.id, config.dataset) for config in sheet.benchmarks.values()]
+        wanted = [(table.id, config.dataset) for config in sheet.benchmarks.values() for table in config.tables]
     else:
         wanted = [(table.id, table.dataset) for table in sheet.published.tables.values() if table.standalone]
     present = {(group.table, group.dataset) for group in found}
     for table, dataset in wanted:
         if (table, dataset) not in present:
             found.setdefault(Group(table=table, dataset=dataset, images=()), [])
-    position = {table: number for number, table in enumerate(order)}
+    position = {table: number for number, table in enumerate(layouts)}
+    named = dict.fromkeys(layout.section for layout in layouts.values() if layout.section is not None)
+    section = {name: number for number, name in enumerate([*named, FURTHER, SUBSTITUTES])}
 
-    def rank(group: Group) -> tuple[bool, int, str, tuple[Images, ...]]:
+    def rank(group: Group) -> tuple[int, bool, int, str, tuple[Images, ...]]:
+        place = position[group.table], group.dataset, group.images
+        if sheet.is_suite:
+            return 0, False, *place
         stands_apart = sheet.published_table(group.table, group.dataset) is None  # after all that has published rows
-        return stands_apart and not sheet.is_suite, position[group.table], group.dataset, group.images
+        return section[section_of(sheet, layouts[group.table], group)], stands_apart, *place
 
     return sorted(found.items(), key=lambda item: rank(item[0]))
 

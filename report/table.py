@@ -10,7 +10,7 @@ from report import notes
 from report.layout import Filler, Layout, fillers, table_layouts
 from report.markdown import Line, Table, escape
 from report.published import PublishedRow, Source
-from report.sheet import Cell, Group, Row, Sheet, groups
+from report.sheet import Cell, Group, Row, Sheet, groups, section_of
 from report.values import ABSENT, Exclusion, exclusion, fixed, measured
 
 
@@ -47,7 +47,7 @@ def _table(sheet: Sheet, layout: Layout, group: Group, cells: Sequence[Cell], *,
     ]
     return Table(
         name=_name(sheet, group, is_only=is_only),
-        section=_section(sheet, group),
+        section=section_of(sheet, layout, group),
         heading=_heading(sheet, layout, group, is_only=is_only),
         columns=(layout.label_column, *layout.columns),
         lines=tuple(lines),
@@ -82,7 +82,7 @@ def _line(sheet: Sheet, layout: Layout, row: Row, fills: Mapping[str, Filler], s
         mine = (row.key, filler.benchmark)
         records = [cell.record for cell in shown if cell.record is not None and (cell.row, cell.benchmark) == mine]
         planned = sum((cell.row, cell.benchmark) == mine for cell in sheet.cells)
-        texts.append(measured(records, filler.metric, decimals=layout.decimals, planned=planned))
+        texts.append(measured(records, filler.name, decimals=layout.decimals, planned=planned))
     return Line(label=escape(row.label), footnote=escape(row.note) if row.note else None, cells=tuple(texts))
 
 
@@ -132,10 +132,3 @@ def _name(sheet: Sheet, group: Group, *, is_only: bool) -> str:
     if sheet.published_table(group.table, group.dataset) is None:
         name += f":{group.dataset}"
     return name if is_only else f"{name}:{_short_hashes(group)}"
-
-
-def _section(sheet: Sheet, group: Group) -> str:
-    published = sheet.published_table(group.table, group.dataset)
-    if published is not None:
-        return published.section
-    return "Further datasets" if sheet.substitute_for(group.dataset) is None else "Substitute datasets"

@@ -2,19 +2,24 @@
 
 A measured cell is "57.4 ± 0.4": the value, and half the width of the record's 95 % bootstrap interval over the test
 images. Several seeds give "57.4 ± 0.4 (std 0.2, n 3)": mean and sample standard deviation over the seeds, and the mean
-half-width. The two spreads answer different questions and are never merged (DESIGN §5).
+half-width. A metric that each run gives as the mean over random draws of its own (`ResultRecord.trials`) says how they
+spread: "39.65 ± 0.40 (trials: std 0.52, n 5)"; of several seeds, with the mean of their standard deviations: "39.65 ±
+0.40 (std 0.30, n 3; trials: std 0.52, n 5)". The three spreads answer different questions and are never merged (DESIGN
+§5). A column may show a label instead, a word that the measurement found; seeds that differ give "feature4 / feature5".
 """
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
+from report.markdown import escape
 from zoo.benchmark import AnyBenchmark
 from zoo.errors import RecordError
 from zoo.record import ResultRecord
 
 ABSENT: Final = "–"
+Value = TypeVar("Value", str, float)
 
 
 def fixed(value: float, decimals: int) -> str:
@@ -22,24 +27,42 @@ def fixed(value: float, decimals: int) -> str:
     return f"{value:z.{decimals}f}"
 
 
-def measured(records: Sequence[ResultRecord], metric: str, *, decimals: int, planned: int) -> str:
-    """One cell from the results of all seeds; "–" when there is none. `planned`: how many seeds there should be.
+def measured(records: Sequence[ResultRecord], name: str, *, decimals: int, planned: int) -> str:
+    """One cell (Markdown) from the results of all seeds; "–" when there is none.
 
-    Raises RecordError when a record lacks the metric.
+    name: of a metric or a label. planned: how many seeds there should be. Raises RecordError when a record lacks it.
     """
     runs = _runs(records)
     if not runs:
         return ABSENT
-    values = [_value(record, metric) for record in runs]
+    if any(name in record.labels for record in runs):
+        return " / ".join(dict.fromkeys(escape(_found(record, record.labels, name)) for record in runs))
+    return _number(runs, name, decimals=decimals, planned=planned)
+
+
+def _number(runs: Sequence[ResultRecord], metric: str, *, decimals: int, planned: int) -> str:
+    values = [_found(record, record.metrics, metric) for record in runs]
     text = fixed(statistics.fmean(values), decimals)
     widths = [record.confidence[metric] for record in runs if metric in record.confidence]
     if len(widths) == len(runs):
         text += f" ± {fixed(statistics.fmean((high - low) / 2 for low, high in widths), decimals)}"
+    spreads = [*_over_seeds(runs, values, decimals, planned), *_over_trials(runs, metric, decimals)]
+    return f"{text} ({'; '.join(spreads)})" if spreads else text
+
+
+def _over_seeds(runs: Sequence[ResultRecord], values: Sequence[float], decimals: int, planned: int) -> Iterator[str]:
     if len(runs) == 1 and (planned <= 1 or runs[0].deterministic):
-        return text
+        return
     spread = f"std {fixed(statistics.stdev(values), decimals)}, " if len(runs) > 1 else ""
     wanted = f" of {planned}" if len(runs) < planned else ""
-    return f"{text} ({spread}n {len(runs)}{wanted})"
+    yield f"{spread}n {len(runs)}{wanted}"
+
+
+def _over_trials(runs: Sequence[ResultRecord], metric: str, decimals: int) -> Iterator[str]:
+    trials = [record.trials[metric] for record in runs if metric in record.trials]
+    if len(trials) == len(runs):
+        counts = " or ".join(str(count) for count in sorted({each.n for each in trials}))
+        yield f"trials: std {fixed(statistics.fmean(each.std for each in trials), decimals)}, n {counts}"
 
 
 def _runs(records: Sequence[ResultRecord]) -> list[ResultRecord]:
@@ -49,13 +72,14 @@ def _runs(records: Sequence[ResultRecord]) -> list[ResultRecord]:
     return runs[:1] if any(record.deterministic for record in runs) else runs
 
 
-def _value(record: ResultRecord, metric: str) -> float:
-    if metric not in record.metrics:
+def _found(record: ResultRecord, values: Mapping[str, Value], name: str) -> Value:
+    if name not in values:
+        metrics, labels = (", ".join(sorted(names)) or "none" for names in (record.metrics, record.labels))
         raise RecordError(
             f"record {record.cell_id[:12]}… ({record.benchmark_config} on {record.checkpoint.name}): expected a metric "
-            f"'{metric}' as its benchmark's table asks for, found {', '.join(sorted(record.metrics))}."
+            f"or label '{name}' as its benchmark's table asks for, found metrics: {metrics}; labels: {labels}."
         )
-    return record.metrics[metric]
+    return values[name]
 
 
 @dataclass(frozen=True, kw_only=True)

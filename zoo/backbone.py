@@ -7,6 +7,7 @@ or differs in one shape is refused with a list of what is wrong (DESIGN §5).
 
 import hashlib
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
@@ -14,13 +15,14 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from zoo.checkpoint import CheckpointCard
 from zoo.errors import CheckpointError, several
+from zoo.resnet import BasicBlock, Block, Bottleneck, ResNet
 from zoo.transforms import Pixels
 
-LAYERS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
+LAYERS: dict[str, tuple[Block, list[int]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
     "resnet34": (BasicBlock, [3, 4, 6, 3]),
     "resnet50": (Bottleneck, [3, 4, 6, 3]),
@@ -37,23 +39,6 @@ class Backbone(ResNet):
         super().__init__(block, layers, zero_init_residual=zero_init_residual)
         self.arch = arch
         self.num_features = 512 * block.expansion
-        self.fc = nn.Identity()
-
-    def stages(self, images: Tensor) -> dict[str, Tensor]:
-        """feature1 (after conv1-BN-ReLU, before the max-pool: §2.2) … feature5, and avgpool (N, D)."""
-        feature1 = self.relu(self.bn1(self.conv1(images)))  # (N, 64, H/2, W/2)
-        feature2 = self.layer1(self.maxpool(feature1))  # H/4
-        feature3 = self.layer2(feature2)  # H/8
-        feature4 = self.layer3(feature3)  # H/16
-        feature5 = self.layer4(feature4)  # H/32
-        return {
-            "feature1": feature1,
-            "feature2": feature2,
-            "feature3": feature3,
-            "feature4": feature4,
-            "feature5": feature5,
-            "avgpool": torch.flatten(self.avgpool(feature5), 1),
-        }
 
 
 class RawPixels(nn.Module):
@@ -78,6 +63,14 @@ def canonical_shapes(arch: str) -> dict[str, tuple[int, ...]]:
     """Name → shape of every canonical tensor, counters included."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in build(arch).state_dict().items()}
+
+
+def num_channels(arch: str, layer: str) -> int | None:
+    """Channels of a stage's map (or of its global average, "avgpool"); None for raw pixels, which have no stages."""
+    if arch == "raw_pixels":
+        return None
+    expansion = LAYERS[arch][0].expansion
+    return {"feature1": 64, "avgpool": 512 * expansion}.get(layer) or 64 * 2 ** (int(layer[-1]) - 2) * expansion
 
 
 def check_state(state: Mapping[str, Tensor], arch: str, *, source: str) -> None:
@@ -139,8 +132,31 @@ def load(card: CheckpointCard, weights: Path, device: torch.device) -> Backbone 
     return model.to(device).eval().requires_grad_(False)
 
 
-def normalise(pixels_uint8: Tensor, pixels: Pixels) -> Tensor:
-    """(N, 3, H, W) uint8 RGB → float32 as the checkpoint wants it: in [0, 1], minus mean, over std."""
+def fused(model: Backbone) -> Backbone:
+    """A copy of `model`, which must be in eval mode, with every batch norm folded into the convolution before it."""
+    model = deepcopy(model)
+    for module in model.modules():
+        for number in (1, 2, 3):
+            convolution, norm = getattr(module, f"conv{number}", None), getattr(module, f"bn{number}", None)
+            if convolution is not None and norm is not None:
+                setattr(module, f"conv{number}", fuse_conv_bn_eval(convolution, norm))
+                setattr(module, f"bn{number}", nn.Identity())
+        shortcut = getattr(module, "downsample", None)
+        if shortcut is not None:
+            shortcut[0], shortcut[1] = fuse_conv_bn_eval(shortcut[0], shortcut[1]), nn.Identity()
+    left = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert not left, left
+    return model
+
+
+def normalise(pixels_uint8: Tensor, pixels: Pixels, shift: Tensor | None = None) -> Tensor:
+    """(N, 3, H, W) uint8 RGB → float32 as the checkpoint wants it: in [0, 1], minus mean, over std.
+
+    shift: (N, 3), added to the values in [0, 1] first (PCA lighting).
+    """
     mean = torch.tensor(pixels.mean, device=pixels_uint8.device).view(1, 3, 1, 1)
     std = torch.tensor(pixels.std, device=pixels_uint8.device).view(1, 3, 1, 1)
-    return pixels_uint8.float().div_(255).sub_(mean).div_(std)
+    images = pixels_uint8.float().div_(255)
+    if shift is not None:
+        images.add_(shift.view(-1, 3, 1, 1))
+    return images.sub_(mean).div_(std)

@@ -1,7 +1,7 @@
 """The schema of configs/benchmarks/*.yaml: what is measured, on what, and where its numbers go on the page.
 
 `settings` holds every value that can move a number and is part of a cell's id; `execution` holds what cannot (memory
-bounds, back ends that agree); `table` is layout. The types of the first two belong to the benchmark's own module.
+bounds, back ends that agree); `tables` are layout. The types of the first two belong to the benchmark's own module.
 Where `settings` name an engine's native file (`engine_config`, a path from the repository root), the file's merged
 content takes its place: the settings hold every value, whoever reads them.
 """
@@ -25,9 +25,17 @@ class TableConfig(Strict):
 
     id: str
     title: str
+    section: str | None = None  # its heading on the full page; a published table's stands in configs/published/
     metric: str
     decimals: Annotated[int, Field(ge=0, le=4)]
-    columns: dict[str, str | None]  # column title → metric name of this benchmark
+    columns: dict[str, str | None]  # column title → name of a metric, or of a label, of this benchmark
+
+    @field_validator("columns")
+    @classmethod
+    def _filled(cls, columns: dict[str, str | None]) -> dict[str, str | None]:
+        if not any(columns.values()):
+            raise ValueError("expected a metric or label in at least one column; leave out a table that is not filled")
+        return columns
 
 
 class BenchmarkConfig(Strict, Generic[Settings, Execution]):
@@ -38,7 +46,15 @@ class BenchmarkConfig(Strict, Generic[Settings, Execution]):
     dataset: str
     settings: Settings
     execution: Execution
-    table: TableConfig
+    tables: Annotated[tuple[TableConfig, ...], Field(min_length=1)]
+
+    @field_validator("tables")
+    @classmethod
+    def _distinct(cls, tables: tuple[TableConfig, ...]) -> tuple[TableConfig, ...]:
+        ids = [table.id for table in tables]
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"expected one entry a table id, found {', '.join(ids)}")
+        return tables
 
     @field_validator("settings", mode="before")
     @classmethod

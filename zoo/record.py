@@ -1,10 +1,12 @@
 """One result, kept for good: what was measured, on what, how, and with which software.
 
 A record is `<cell id>.json`; what is stored per sample (predictions, bootstrap replicates) is `<cell id>.npz` beside
-it, written first and named by hash in the JSON, so a record that exists is complete. `docs/record.schema.json` is the
+it, and a trained head `<cell id>.heads.safetensors`; they are written first and named by hash in the JSON, so a record
+that exists is complete. `docs/record.schema.json` is the
 contract for other programs; `python -m zoo.record` prints it, and a test compares it with these models.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
 from zoo.config import Strict
 from zoo.errors import RecordError, several
@@ -30,7 +32,10 @@ class Measurement:
     selection: which model or setting the number is of ("last epoch", "none: no training", …).
     per_sample: name → (num_scored, …) array, in manifest order (detections: one row each, with its image's index;
     map_<sample>: a label map to be looked at). replicates: metric name → (1000,) bootstrap values.
-    details: anything else worth keeping (losses per epoch, convergence), JSON values only.
+    details: anything else worth keeping (losses per epoch, convergence), JSON values only. details["trials"]: metric
+    name → `Trials` as a dict, for each metric that is a mean over repeated draws within this one measurement.
+    labels: name → a word that was found ({"best_layer": "feature5"}); no name is a metric's too.
+    files: name → content of what was made and is worth keeping, kept beside the record (trained heads).
     """
 
     metrics: Mapping[str, float]
@@ -39,6 +44,20 @@ class Measurement:
     per_sample: Mapping[str, np.ndarray]
     replicates: Mapping[str, np.ndarray]
     details: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class Trials(Strict):
+    """How a metric spread over the draws that it is the mean of; in the metric's unit."""
+
+    n: Annotated[int, Field(ge=2)]
+    std: Annotated[float, Field(ge=0)]  # of the sample, n - 1
+    min: float
+    max: float
+
+
+_TRIALS = TypeAdapter(dict[str, Trials])
 
 
 class DatasetRecord(Strict):
@@ -80,17 +99,38 @@ class ResultRecord(Strict):
     selection: str
     num_scored: int
     metrics: dict[str, float]
+    labels: dict[str, str] = {}  # words that the measurement found, as its best layer
     confidence: dict[str, tuple[float, float]]  # 95 % bootstrap interval over test samples, by metric
     details: dict[str, Any]
     arrays_sha256: str  # of <cell id>.npz
+    files_sha256: dict[str, str] = {}  # name → hash of <cell id>.<name>
     command: str
     environment: dict[str, Any]  # versions, hardware, precision switches, commit
     started: str  # UTC, ISO 8601
     seconds: float
 
+    @field_validator("details")
+    @classmethod
+    def _trials_of_metrics(cls, details: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        try:
+            trials = _TRIALS.validate_python(details.get("trials", {}))
+        except ValidationError as error:
+            raise ValueError(f"trials: {_first(error)}") from None
+        unknown = sorted(trials.keys() - info.data.get("metrics", trials).keys())
+        if unknown:
+            raise ValueError(f"trials: expected names of metrics, found {', '.join(unknown)}")
+        return details
 
-def write_record(folder: Path, record: ResultRecord, arrays: Mapping[str, np.ndarray]) -> Path:
-    """Write arrays, then the record that names them by hash. `record.arrays_sha256` is filled in here.
+    @property
+    def trials(self) -> dict[str, Trials]:
+        """Metric → the spread of its draws, for each metric that is a mean over some."""
+        return _TRIALS.validate_python(self.details.get("trials", {}))
+
+
+def write_record(
+    folder: Path, record: ResultRecord, arrays: Mapping[str, np.ndarray], files: Mapping[str, bytes] | None = None
+) -> Path:
+    """Write arrays and files, then the record that names them by hash; those fields of it are filled in here.
 
     Raises OSError (a full disk, say) with nothing half-written left behind.
     """
@@ -98,10 +138,36 @@ def write_record(folder: Path, record: ResultRecord, arrays: Mapping[str, np.nda
     np.savez_compressed(buffer, allow_pickle=False, **dict(arrays))
     arrays_path = folder / f"{record.cell_id}.npz"
     write_atomic(arrays_path, buffer.getvalue())
-    record = record.model_copy(update={"arrays_sha256": sha256_file(arrays_path)})
+    hashes: dict[str, str] = {}
+    for name, content in (files or {}).items():
+        write_atomic(file_path(folder, record.cell_id, name), content)
+        hashes[name] = sha256_file(file_path(folder, record.cell_id, name))
+    record = record.model_copy(update={"arrays_sha256": sha256_file(arrays_path), "files_sha256": hashes})
     path = folder / f"{record.cell_id}.json"
     write_atomic(path, record.model_dump_json(indent=2) + "\n")
     return path
+
+
+def file_path(folder: Path, cell_id: str, name: str) -> Path:
+    """Where a record's file `name` lies."""
+    return folder / f"{cell_id}.{name}"
+
+
+def read_file(folder: Path, record: ResultRecord, name: str) -> bytes:
+    """The content of a record's file, checked against its hash. Raises RecordError."""
+    path = file_path(folder, record.cell_id, name)
+    if name not in record.files_sha256:
+        raise RecordError(f"record {record.cell_id[:12]}… ({record.benchmark_config}): has no file '{name}'.")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{path}: expected a file of record {record.cell_id[:12]}…, {error.strerror}.") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != record.files_sha256[name]:
+        raise RecordError(
+            f"{path}: expected sha256 {record.files_sha256[name][:12]}…, found {found[:12]}…; measure the cell again."
+        )
+    return content
 
 
 def read_record(path: Path) -> ResultRecord:
@@ -121,7 +187,7 @@ def read_record(path: Path) -> ResultRecord:
 
 def _first(error: ValidationError) -> str:
     item = error.errors()[0]
-    return f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}"
+    return f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg'].removeprefix('Value error, ')}"
 
 
 def read_all(folder: Path) -> list[ResultRecord]:

@@ -12,32 +12,71 @@ import math
 from typing import Annotated, Literal
 
 import numpy as np
-from PIL import Image
-from pydantic import Field
+from PIL import Image, ImageEnhance
+from pydantic import Field, model_validator
 
 from zoo.config import Strict
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 Interpolation = Literal["bilinear", "bicubic"]
+Strength = Annotated[float, Field(ge=0)]
 
 
 class TestTransform(Strict):
-    """Deterministic: shorter side to `resize`, then a centre crop; "256/224" in the protocol sheet (§2)."""
+    """Deterministic: shorter side to `resize`, then (crop, crop) pixels.
+
+    centre_crop: the central window; "256/224" in the protocol sheet (§2). squash: the whole picture, its aspect ratio
+    given up (VOC07 SVM, §2.6); with `resize` null at once, as VISSL does (§2.7).
+    """
 
     __test__ = False  # not a test case, whatever pytest makes of the name
 
-    resize: Annotated[int, Field(gt=0)]
+    resize: Annotated[int, Field(gt=0)] | None
     crop: Annotated[int, Field(gt=0)]
     interpolation: Interpolation
+    fit: Literal["centre_crop", "squash"]
+
+    @model_validator(mode="after")
+    def _resized(self) -> "TestTransform":
+        if self.resize is None and self.fit == "centre_crop":
+            raise ValueError("resize: expected a number of pixels, found null, which only goes with fit: squash")
+        return self
+
+
+class RandomResizedCrop(Strict):
+    """A window of a random share of the area and aspect ratio 3/4 … 4/3, resized to (size, size)."""
+
+    name: Literal["random_resized"]
+    size: Annotated[int, Field(gt=0)]
+    area: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
+
+
+class RandomCrop(Strict):
+    """Shorter side to `resize`, the central (resize, resize) window, and of it a random (size, size) one (§2.3)."""
+
+    name: Literal["random"]
+    resize: Annotated[int, Field(gt=0)]
+    size: Annotated[int, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "RandomCrop":
+        if self.size > self.resize:
+            raise ValueError(f"size: expected at most resize ({self.resize}), found {self.size}")
+        return self
 
 
 class TrainTransform(Strict):
-    """RandomResizedCrop and horizontal flip: the linear probe's training transform (§2.1)."""
+    """Augmentation of a linear probe's training images, in the order applied (§2.1 to §2.4).
 
-    crop: Annotated[int, Field(gt=0)]
-    area: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
-    flip_probability: Annotated[float, Field(ge=0, le=1)]
+    jitter: strengths of brightness, contrast and saturation, always on, in random order (torchvision's ColorJitter).
+    lighting: standard deviation of the noise along ImageNet's principal colours (AlexNet's PCA lighting). 0: off.
+    """
+
+    crop: Annotated[RandomResizedCrop | RandomCrop, Field(discriminator="name")]
     interpolation: Interpolation
+    flip_probability: Annotated[float, Field(ge=0, le=1)]
+    jitter: tuple[Strength, Strength, Strength]
+    lighting: Annotated[float, Field(ge=0)]
 
 
 class Pixels(Strict):
@@ -64,16 +103,51 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
 
 def apply_test(image: Image.Image, transform: TestTransform) -> np.ndarray:
     """(crop, crop, 3) uint8."""
-    image = resize_shorter(image, transform.resize, transform.interpolation)
+    if transform.resize is not None:
+        image = resize_shorter(image, transform.resize, transform.interpolation)
+    if transform.fit == "squash":
+        size = (transform.crop, transform.crop)
+        return np.asarray(image if image.size == size else image.resize(size, _FILTERS[transform.interpolation]))
     return np.asarray(center_crop(image, transform.crop))
 
 
 def apply_train(image: Image.Image, transform: TrainTransform, rng: np.random.Generator) -> np.ndarray:
-    """(crop, crop, 3) uint8, by random draws from `rng`."""
-    image = random_resized_crop(image, transform.crop, transform.area, transform.interpolation, rng)
+    """(crop, crop, 3) uint8, by random draws from `rng`: crop, flip and jitter. Lighting comes after (`lighting`)."""
+    crop = transform.crop
+    if crop.name == "random_resized":
+        image = random_resized_crop(image, crop.size, crop.area, transform.interpolation, rng)
+    else:
+        image = center_crop(resize_shorter(image, crop.resize, transform.interpolation), crop.resize)
+        left, top = (int(rng.integers(0, crop.resize - crop.size + 1)) for _ in range(2))
+        image = image.crop((left, top, left + crop.size, top + crop.size))
     if rng.random() < transform.flip_probability:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if any(transform.jitter):
+        image = _jitter(image, transform.jitter, rng)
     return np.asarray(image)
+
+
+_ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)  # Color: saturation
+
+
+def _jitter(image: Image.Image, strengths: tuple[float, float, float], rng: np.random.Generator) -> Image.Image:
+    """Factors from [max(0, 1 - s), 1 + s], in random order; all drawn, so that switching one off moves no other."""
+    factors = [rng.uniform(max(0.0, 1.0 - strength), 1.0 + strength) for strength in strengths]
+    for operation in rng.permutation(3):
+        if strengths[operation] > 0:
+            image = _ENHANCERS[operation](image).enhance(factors[operation])
+    return image
+
+
+# the principal components of ImageNet's RGB values in [0, 1] and their standard deviations (Krizhevsky et al. 2012;
+# eigenvalues as in §2.2), as in every public implementation of that augmentation
+_EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
+_EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+
+
+def lighting_shift(std: float, rng: np.random.Generator) -> np.ndarray:
+    """(3,) float32, what PCA lighting adds to every pixel's red, green and blue in [0, 1]."""
+    return (_EIGENVECTORS @ (rng.normal(0.0, std, 3) * _EIGENVALUES)).astype(np.float32)
 
 
 def resize_shorter(image: Image.Image, size: int, interpolation: Interpolation) -> Image.Image:

@@ -11,7 +11,7 @@ import yaml
 
 from evaluate.benchmarks import load_benchmark
 from evaluate.cells import cell_id, read_cell, resolve, write_cell
-from evaluate.job import FeatureSpec, feature_key
+from evaluate.job import FeatureSpec, feature_keys
 from zoo import datasets
 from zoo.checkpoint import read_card, write_card
 from zoo.errors import CheckpointError, ConfigError, DataError, ZooError
@@ -46,7 +46,7 @@ def test_a_comment_and_the_layout_and_execution_change_no_id(own: Path) -> None:
     path = own / "configs/benchmarks/tiny_knn.yaml"
     path.write_text("# another comment\n" + path.read_text())
     edit(path, "decimals: 1", "decimals: 3")
-    edit(path, "back_end: faiss", "back_end: torch")
+    edit(path, "back_end: torch", "back_end: torch")
     edit(path, "block_mb: 1", "block_mb: 64")
     assert ids(own) == before
 
@@ -85,7 +85,7 @@ def test_one_flipped_bit_changes_every_id_and_every_feature_key(own: Path) -> No
     write_card(folder, flipped)
     assert not set(ids(own).values()) & set(before.values())
     spec = FeatureSpec.model_validate(load_benchmark("tiny_knn").settings.features)
-    assert feature_key(card, "0" * 64, spec) != feature_key(flipped, "0" * 64, spec)
+    assert feature_keys(card, "0" * 64, spec)["avgpool"] != feature_keys(flipped, "0" * 64, spec)["avgpool"]
 
 
 def test_pixels_datasets_and_seed_are_in_the_id(own: Path) -> None:
@@ -131,7 +131,7 @@ def test_an_unknown_benchmark_names_those_there_are(own: Path) -> None:
     with pytest.raises(ConfigError, match=r"tiny_nothing.yaml: no such file; files there: .*cifar10_knn.yaml"):
         resolve("tiny_nothing", own / "checkpoint", 0)
     edit(own / "configs/benchmarks/tiny_knn.yaml", "benchmark: knn", "benchmark: nn")
-    with pytest.raises(ConfigError, match="expected one of detection, knn, linear, segmentation, found 'nn'"):
+    with pytest.raises(ConfigError, match="expected one of detection, knn, linear, segmentation, voc_svm, found 'nn'"):
         resolve("tiny_knn", own / "checkpoint", 0)
 
 

@@ -85,7 +85,7 @@ def devkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         config = yaml.safe_load((configs / "benchmarks" / f"voc0712_detection_{variant}.yaml").read_text())
         config["dataset"] = "voc"
         config["settings"] |= {"train_split": "train", "test_split": "test"}
-        config["table"]["columns"] = {"AP50": "ap50"}
+        config["tables"][0]["columns"] = {"AP50": "ap50"}
         (configs / "benchmarks" / f"voc_{variant}.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "data.yaml").write_text(f"voc: {tmp_path / 'voc'}\n")
     for name, value in {"ZOO_DATA": "data.yaml", "ZOO_CACHE": "cache", "ZOO_RUNS": "runs"}.items():
@@ -134,8 +134,8 @@ def perfect() -> dict[str, np.ndarray]:
     }
 
 
-def measured(devkit: Path, checkpoint: Path, name: str = "voc_zoo") -> Any:
-    cell = resolve(name, checkpoint / CARD_NAME, seed=0)
+def measured(devkit: Path, checkpoint: Path, name: str = "voc_zoo", overrides: tuple[str, ...] = ()) -> Any:
+    cell = resolve(name, checkpoint / CARD_NAME, seed=0, overrides=overrides)
     path = run_cell(cell, devkit / "runs" / "single" / "records", num_workers=0, me=ME, procs=1)
     return read_record(path), path
 
@@ -153,6 +153,13 @@ def test_perfect_detections_score_100(devkit: Path, tiny_files: Path, engine: En
     kept = read_arrays(path.parent, record)
     assert (kept["sample/detection_box"][0] == TEST["v1"][0][1]).all()  # in VOC's own coordinates
     assert kept["replicates/ap"].shape == (1000,) and np.isfinite(kept["replicates/ap"]).all()
+
+
+def test_overrides_of_layout_and_execution_modify_no_result(devkit: Path, tiny_files: Path, engine: Engine) -> None:
+    engine(perfect())
+    layout = "tables=[{id: other, title: Other, metric: AP, decimals: 0, columns: {AP: ap}}]"
+    record, _ = measured(devkit, tiny_files / "checkpoint", overrides=(layout, "execution={}", "settings.points=every"))
+    assert record.modified == ("settings.points=every",) and record.labels == {}
 
 
 def test_no_detection_at_all_scores_0(devkit: Path, tiny_files: Path, engine: Engine) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from evaluate.heads import Lars, OptimiserName, cosine_lr, linear_head
+from evaluate.heads import Lars, learning_rate, linear_head
+from evaluate.recipes import Cosine, LarsName, Steps
 
 
 def plain_loop(
@@ -14,7 +15,7 @@ def plain_loop(
     gradients: list[list[np.ndarray]],
     lrs: list[float],
     *,
-    variant: OptimiserName,
+    variant: LarsName,
     momentum: float,
     decay: float,
     trust: float,
@@ -45,7 +46,7 @@ def run_ours(
     gradients: list[list[np.ndarray]],
     lrs: list[float],
     *,
-    variant: OptimiserName,
+    variant: LarsName,
     decay: float,
 ) -> list[np.ndarray]:
     parameters = [torch.nn.Parameter(torch.tensor(w)) for w in start]
@@ -65,12 +66,12 @@ def problem() -> tuple[list[np.ndarray], list[list[np.ndarray]], list[float]]:
     start = [rng.normal(size=(5, 8)), np.zeros(5)]  # the bias starts at zero, as a head's
     gradients = [[rng.normal(size=(5, 8)), rng.normal(size=5)] for _ in range(20)]
     gradients[7][0][:] = 0.0  # a zero gradient too
-    return start, gradients, [cosine_lr(1.6, step // 4, 5) for step in range(20)]
+    return start, gradients, [learning_rate(Cosine(name="cosine"), 1.6, step // 4, 5) for step in range(20)]
 
 
 @pytest.mark.parametrize("decay", [0.0, 1e-4])
 @pytest.mark.parametrize("variant", ["lars_apex", "lars_mmselfsup"])
-def test_twenty_steps_equal_the_plain_loop(variant: OptimiserName, decay: float) -> None:
+def test_twenty_steps_equal_the_plain_loop(variant: LarsName, decay: float) -> None:
     start, gradients, lrs = problem()
     ours = run_ours(start, gradients, lrs, variant=variant, decay=decay)
     plain = plain_loop(start, gradients, lrs, variant=variant, momentum=0.9, decay=decay, trust=0.001, eps=1e-8)
@@ -100,6 +101,12 @@ def test_the_head_starts_at_normal_weights_and_zero_bias_from_its_seed_alone() -
 
 
 def test_cosine_is_stepped_per_epoch_and_starts_at_the_full_rate() -> None:
-    assert cosine_lr(1.6, 0, 90) == 1.6
-    assert cosine_lr(1.6, 45, 90) == pytest.approx(0.8)
-    assert cosine_lr(1.6, 89, 90) == pytest.approx(1.6 * 0.5 * (1 + math.cos(math.pi * 89 / 90)))
+    cosine = Cosine(name="cosine")
+    assert learning_rate(cosine, 1.6, 0, 90) == 1.6
+    assert learning_rate(cosine, 1.6, 45, 90) == pytest.approx(0.8)
+    assert learning_rate(cosine, 1.6, 89, 90) == pytest.approx(1.6 * 0.5 * (1 + math.cos(math.pi * 89 / 90)))
+
+
+def test_steps_divide_at_each_milestone_and_never_at_the_end() -> None:
+    rates = [learning_rate(Steps(name="steps", milestones=(30, 60, 90), factor=0.1), 0.01, e, 90) for e in range(90)]
+    np.testing.assert_allclose(rates, [0.01] * 30 + [0.001] * 30 + [0.0001] * 30, rtol=1e-12)

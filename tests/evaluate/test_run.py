@@ -53,14 +53,19 @@ def kill_once(name, at):
 '''
 KILL_POINTS = {  # name: file, the line it goes after, at which call
     "pretraining": ("pretrain/train.py", "        _judge(session, step, values)", 1),
-    "extraction": ("evaluate/features.py", "        done[number] = 1", 3),
-    "evaluation": ("evaluate/linear.py", "        history.append(", 2),
+    "extraction": ("evaluate/features.py", "            done[written] = 1", 3),
+    "publication": ("evaluate/features.py", "        (partial / key).rename(feature_folder(key))", 1),
+    "evaluation": ("evaluate/linear.py", "            _save(job, trainers, history, number + 1)", 2),
     "record": ("zoo/record.py", "    write_atomic(arrays_path, buffer.getvalue())", 1),
 }
 
 
 def arm(tree: Tree) -> None:
     (tree.folder / "killer.py").write_text(KILLER)
+    extraction = tree.folder / "evaluate/features.py"
+    text = extraction.read_text()
+    assert "FLUSH_SECONDS = 5.0" in text
+    extraction.write_text(text.replace("FLUSH_SECONDS = 5.0", "FLUSH_SECONDS = 0.0"))
     for name, (file, line, at) in KILL_POINTS.items():
         path = tree.folder / file
         found = re.search(rf"^( *){re.escape(line.strip())}.*$", path.read_text(), re.M)
@@ -134,8 +139,8 @@ def deterministic(settings: Settings) -> bool:
 def run(job: Job) -> Measurement:
     train, test = job.manifests["train"], job.manifests["test"]
     classes = np.unique(train.labels)
-    centroids = np.stack([job.features["train"][train.labels == label].mean(0) for label in classes])
-    distances = ((job.features["test"][:, None] - centroids) ** 2).sum(-1)
+    centroids = np.stack([job.features["train"]["avgpool"][train.labels == label].mean(0) for label in classes])
+    distances = ((job.features["test"]["avgpool"][:, None] - centroids) ** 2).sum(-1)
     right = (classes[distances.argmin(1)] == test.labels).astype(float)
     return Measurement(
         metrics={"top1": 100 * right.mean()},
@@ -157,7 +162,7 @@ def test_a_new_benchmark_is_one_file_one_yaml_and_one_line(tree: Tree, tiny_file
         "decimals": 2,
         "columns": {"Top-1": "top1"},
     }
-    config = KNN | {"benchmark": "centroid", "execution": {}, "table": table}
+    config = KNN | {"benchmark": "centroid", "execution": {}, "tables": [table]}
     config["settings"] = {"features": KNN["settings"]["features"]}
     (tree.folder / "configs/benchmarks/tiny_centroid.yaml").write_text(yaml.safe_dump(config))
     registry = tree.folder / "evaluate/benchmarks.py"
@@ -181,7 +186,7 @@ def test_a_new_benchmark_is_one_file_one_yaml_and_one_line(tree: Tree, tiny_file
 def test_a_failed_task_is_isolated_shown_and_tried_again(tree: Tree, tmp_path: Path) -> None:
     linear = tree.folder / "configs/benchmarks/tiny_linear.yaml"
     text = linear.read_text()
-    linear.write_text(text.replace("base_lr: 1.6", "base_lr: 1.0e+30").replace("batch_size: 16", "batch_size: 8"))
+    linear.write_text(re.sub(r"(base_lr:\n *- )1\.6", r"\g<1>1.0e+38", text))
     suite = tree.folder / "configs/suites/tiny.yaml"
     suite.write_text(yaml.safe_dump(yaml.safe_load(suite.read_text()) | {"checkpoints": [{"random": "resnet18"}]}))
     output = tree.run("evaluate", "suite", suite, "--workers", "0", expect=4)

@@ -1,6 +1,7 @@
 """The small world is the same everywhere, whole or absent, and its first part is laid out as ImageNet is."""
 
 import errno
+import hashlib
 import json
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 import mini.world
-from mini.imagenet import WNIDS, plan
-from mini.material import CLASS_NAMES, Material, load_material
+from mini.imagenet import STYLE, WNIDS, plan
+from mini.material import CLASS_NAMES, Material, generator, load_material
+from mini.scene import draw_scene
 from mini.voc import SPLITS
 from mini.world import FULL_COUNTS, README, STAMP, WRITERS, build, read_stamp
 from zoo.errors import DataError
@@ -21,6 +23,8 @@ from zoo.errors import DataError
 COUNTS = {"imagenet": {"train": 40, "val": 25}}
 ALL_COUNTS = {
     "imagenet": {"train": 10, "val": 10},
+    "places205": {"train": 10, "val": 10},
+    "inaturalist2018": {"train": 10, "val": 10},
     "VOCdevkit": {split: 10 for split in SPLITS},
     "coco": {"train2017": 10, "val2017": 10},
     "cityscapes": {"train": 10, "val": 10, "test": 1},
@@ -77,6 +81,16 @@ def test_datasets_depend_neither_on_workers_nor_on_each_other(tmp_path: Path, mo
 def test_every_dataset_is_in_the_full_world() -> None:
     assert list(FULL_COUNTS) == list(WRITERS) == list(ALL_COUNTS)
     assert all(set(ALL_COUNTS[dataset]) == set(splits) for dataset, splits in FULL_COUNTS.items())
+
+
+def test_imagenet_is_drawn_as_ever(material: Material) -> None:
+    """A new dataset changes no other's images. On failure: raise GENERATOR_VERSION, measure anew."""
+    digest = hashlib.sha256()
+    for split in ("train", "val"):
+        for entry in plan(material, seed=0, split=split, count=20):
+            scene = draw_scene(material, STYLE, [entry.scan], generator(0, "imagenet", split, entry.index))
+            digest.update(f"{entry.path} {entry.label}\n".encode() + scene.image.tobytes())
+    assert digest.hexdigest() == "902a3a27a47d779a9d268de5a6f2bde06464bd3ff16e4d1b754f3cfedaa59453"
 
 
 def test_another_seed_draws_other_images(world: Path, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from mini.material import CLASS_NAMES, Material, load_material
 from mini.scene import Scene, SceneObject, bounds
 from mini.voc import IGNORE, SPLITS, Entry, class_mask, colour_map, compose, plan
 from mini.world import FULL_COUNTS, build
+from zoo.datasets import dataset_config
+from zoo.layouts import read
 
 COUNTS = {split: 12 for split in SPLITS}
 LISTS = {"2007": ("train", "val", "trainval", "test"), "2012": ("train", "val", "trainval")}
@@ -173,6 +175,18 @@ def test_class_lists_agree_with_the_annotations(voc: Path, year: str, name: str)
         assert lines == expected
         if name == "trainval":
             assert {line[-2:] for line in lines} >= {" 1", "-1"}
+
+
+def test_its_classification_is_read_as_the_annotations_say(voc: Path) -> None:
+    config = dataset_config("mini_voc07")
+    for split, expected in config.splits.items():
+        found, _ = read(voc, expected.layouts[0], num_classes=10, classes=config.classes or ())
+        assert [Path(entry.path).stem for entry in found] == ids(voc, "2007", f"Main/{split}")
+        for entry in found:
+            things = list(described(voc, "2007", Path(entry.path).stem))
+            clear = {name for name, _, _, difficult in things if not difficult}
+            hard = {name for name, _, _, difficult in things if difficult} - clear
+            assert entry.row == tuple(int(name in clear) - (name in hard) for name in CLASS_NAMES)
 
 
 @pytest.mark.parametrize("year", ["2007", "2012"])

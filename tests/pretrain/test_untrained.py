@@ -15,7 +15,7 @@ from zoo.datasets import Manifest, decode, manifest
 from zoo.errors import CheckpointError, ConfigError
 from zoo.transforms import IMAGENET_PIXELS, TestTransform, apply_test
 
-TRANSFORM = TestTransform(resize=24, crop=24, interpolation="bilinear")
+TRANSFORM = TestTransform(resize=24, crop=24, interpolation="bilinear", fit="centre_crop")
 
 
 def repeated(tiny: Any) -> Manifest:

@@ -199,7 +199,8 @@ def test_segmentation_rate(step: int, mmseg: dict[str, Any]) -> None:
 def test_settings(key: tuple[str, str, str]) -> None:
     """What the project itself does with the data and the detections."""
     config = load_benchmark(key[0])
-    found = config.settings.model_dump() | {"columns": config.table.columns, "decimals": config.table.decimals}
+    table = config.tables[0]
+    found = config.settings.model_dump() | {"columns": table.columns, "decimals": table.decimals}
     for role in ("train", "test"):
         split = dataset_config(config.dataset).splits[found[f"{role}_split"]]
         found[f"{role}_images"] = split.num_images

@@ -13,6 +13,13 @@ from zoo.page import Page, PageCell, PageRow, write_page
 from zoo.record import CheckpointRecord, DatasetRecord, ResultRecord
 
 IMAGES = {"train": 12000, "val": 2000}
+AVGPOOL = "top1_lars_mmselfsup_avgpool"  # the metric in mini_linear's column
+OTHERS = {"top1_sgd_lr30_avgpool": 65.0, "top1_sgd_lr100_avgpool": 67.5}  # of imagenet_linear
+
+
+def heads(avgpool: float, reference: float = 68.0) -> dict[str, float]:
+    """The metrics of imagenet_linear."""
+    return {AVGPOOL: avgpool, "top1_lars_apex_avgpool": reference, **OTHERS}
 
 
 def record(

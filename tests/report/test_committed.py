@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+import report.committed
 from report.committed import build_committed, committed_blocks, drift
 from report.published import load_published
-from tests.report.drawn import knn, record, write_records
+from tests.report.drawn import heads, knn, record, write_records
+from zoo.benchmark import AnyBenchmark, TableConfig, benchmark_layout
 from zoo.errors import ConfigError, RecordError
 from zoo.files import ROOT
 from zoo.record import ResultRecord
@@ -60,7 +62,7 @@ def test_without_results_the_published_tables_stand_alone_and_say_so(root: Path)
 def test_results_on_imagenet_stand_beside_published_rows_and_substitutes_apart(root: Path) -> None:
     results = [
         record("ours", "imagenet_knn", knn(50, 51, 52, 53)),
-        record("ours", "imagenet_linear_reference", {"top1": 67.9}),
+        record("ours", "imagenet_linear", heads(68.5, reference=67.9)),
         record("ours", "mini_knn", knn(70, 71, 72, 73)),
     ]
     write_records(root / "results", results)
@@ -73,13 +75,52 @@ def test_results_on_imagenet_stand_beside_published_rows_and_substitutes_apart(r
     assert "70.0 ± 0.5" in blocks["imagenet_knn:mini_imagenet"]
     assert "resnet50_8xb32" not in blocks["imagenet_knn:mini_imagenet"]
     text = blocks[""]
-    assert "3 results of 1 checkpoint (records in results/). 10 of the 12 hold published rows only." in text
+    assert "3 results of 1 checkpoint (records in results/). 9 of the 12 hold published rows only." in text
     assert text.index("## Substitute datasets") > text.index("## Paper")
+
+
+@pytest.mark.parametrize(
+    ("section", "after", "before"),
+    [
+        ("Classification", "### ImageNet Nearest-Neighbor Classification", "## Detection"),
+        ("Retrieval", "## Paper", "## Substitute datasets"),
+        (None, "## Paper", "## Substitute datasets"),
+    ],
+)
+def test_a_benchmarks_own_table_stands_in_the_section_it_names(
+    root: Path, monkeypatch: pytest.MonkeyPatch, section: str | None, after: str, before: str
+) -> None:
+    def layout(name: str) -> AnyBenchmark:
+        config = benchmark_layout(name)
+        if name not in ("imagenet_knn", "mini_knn"):
+            return config
+        own = TableConfig(id="own", title="Own", section=section, metric="x", decimals=1, columns={"A": "top1_k20"})
+        return config.model_copy(update={"tables": (*config.tables, own)})
+
+    monkeypatch.setattr(report.committed, "benchmark_layout", layout)
+    results = [record("ours", name, knn(50, 51, 52, 53)) for name in ("imagenet_knn", "mini_knn")]
+    write_records(root / "results", results)
+    blocks = committed_blocks(root, load_published())
+    assert "51.0 ± 0.5" in blocks["own:imagenet"] and "not comparable" not in blocks["own:imagenet"]
+    assert "51.0 ± 0.5" in blocks["own:mini_imagenet"] and "not comparable" in blocks["own:mini_imagenet"]
+    headings = [line for line in blocks[""].splitlines() if line.startswith("#")]
+    at = headings.index("### Own: ImageNet")
+    assert headings.index(after) < at < headings.index(before)
+    assert [line for line in headings[:at] if line.startswith("## ")][-1] == f"## {section or 'Further datasets'}"
+    assert headings[-3:] == [
+        "## Substitute datasets",
+        "### ImageNet Nearest-Neighbor Classification: mini ImageNet (embedded digits)",
+        "### Own: mini ImageNet (embedded digits)",
+    ]
+    assert len({line for line in headings if line.startswith("## ")}) == sum(
+        line.startswith("## ") for line in headings
+    )
+    assert "2 results of 1 checkpoint (records in results/). 10 of the 11 hold published rows only." in blocks[""]
 
 
 def test_the_order_of_files_does_not_matter(root: Path) -> None:
     results = [record(name, "imagenet_knn", knn(50, 51, 52, 53)) for name in "cab"]
-    results += [record("a", "imagenet_linear", {"top1": 60.0 + s}, seed=s) for s in range(3)]
+    results += [record("a", "imagenet_linear", heads(60.0 + s), seed=s) for s in range(3)]
     write_records(root / "results", results)
     text = page(root)
     for path in (root / "results").glob("*.json"):
@@ -92,7 +133,7 @@ def test_the_order_of_files_does_not_matter(root: Path) -> None:
 
 def test_the_same_weights_under_two_names_are_one_row(root: Path) -> None:
     first = record("a", "imagenet_knn", knn(50, 51, 52, 53))
-    other = record("a", "imagenet_linear", {"top1": 60.0})
+    other = record("a", "imagenet_linear", heads(60.0))
     renamed = other.model_copy(update={"checkpoint": other.checkpoint.model_copy(update={"name": "b"})})
     write_records(root / "results", [first, renamed])
     blocks = committed_blocks(root, load_published())

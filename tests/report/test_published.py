@@ -81,7 +81,7 @@ IN_ITS_TABLES_ONLY = re.compile(
 
 def page(published: Published) -> dict[str, list[str]]:
     """Table name → its lines, head first, links replaced by their texts and padding removed."""
-    names = ("imagenet_knn", "imagenet_linear", "imagenet_linear_reference")
+    names = ("imagenet_knn", "imagenet_linear")
     sheet = Sheet(
         rows=(),
         cells=(),

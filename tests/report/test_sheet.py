@@ -3,7 +3,7 @@
 import pytest
 
 from report.published import load_published
-from report.sheet import Cell, Row, Sheet, described, group_of, told_apart
+from report.sheet import Cell, Row, Sheet, described, groups_of, told_apart
 from tests.report.drawn import knn, record
 from zoo.benchmark import benchmark_layout
 from zoo.datasets import dataset_config
@@ -35,7 +35,8 @@ def test_published_rows_join_their_own_dataset_only(dataset: str, joins: bool) -
 
 def group(result: ResultRecord) -> object:
     cell = Cell(row="a", benchmark=result.benchmark_config, seed=0, state="done", record=result)
-    return group_of(cell, result, BENCHMARKS)
+    (found,) = groups_of(cell, result, BENCHMARKS)
+    return found
 
 
 def test_a_table_is_keyed_by_dataset_and_images() -> None:
@@ -43,6 +44,13 @@ def test_a_table_is_keyed_by_dataset_and_images() -> None:
     assert group(same[0]) == group(same[1])
     assert group(record("a", "mini_knn", knn(1, 2, 3, 4), manifests="b")) != group(same[0])
     assert group(record("a", "imagenet_knn", knn(1, 2, 3, 4))) != group(same[0])
+
+
+def test_the_roles_of_the_images_do_not_matter() -> None:
+    result = record("a", "mini_knn", knn(1, 2, 3, 4))
+    other = result.model_copy(update={"datasets": {"train": result.datasets["bank"], "test": result.datasets["test"]}})
+    tested = result.model_copy(update={"datasets": {"test": result.datasets["test"]}})
+    assert group(other) == group(result) != group(tested)  # one table; what reads no train images has its own
 
 
 def test_a_dataset_that_is_no_longer_described_is_shown_by_name_only() -> None:

@@ -54,8 +54,46 @@ def test_a_record_without_an_interval_shows_none() -> None:
 
 
 def test_a_missing_metric_is_an_error_that_names_it() -> None:
-    with pytest.raises(RecordError, match="mini_linear on a.*expected a metric 'top1'.*found top5"):
+    with pytest.raises(
+        RecordError, match=r"mini_linear on a.*expected a metric or label 'top1'.*: top5; labels: none\."
+    ):
         text(record("a", "mini_linear", {"top5": 50.0}))
+
+
+def layer(*words: str) -> str:
+    runs = [record("a", "mini_linear", {"top1": 50.0}, seed=s, labels={"best": word}) for s, word in enumerate(words)]
+    return measured(runs, "best", decimals=2, planned=len(runs))
+
+
+def test_a_label_is_shown_as_the_word_it_is() -> None:
+    assert layer() == ABSENT
+    assert layer("feature5") == layer("feature5", "feature5") == "feature5"
+    assert layer("feature5", "feature4", "feature5") == "feature5 / feature4"
+    assert layer("a|b") == "a\\|b"
+
+
+def test_a_label_that_one_seed_lacks_is_an_error_that_names_both_kinds() -> None:
+    runs = [
+        record("a", "mini_linear", {"top1": 50.0}, seed=s, labels={key: "x"}) for s, key in enumerate(("best", "b"))
+    ]
+    with pytest.raises(RecordError, match=r"metric or label 'best'.*found metrics: top1; labels: b\."):
+        measured(runs, "best", decimals=2, planned=2)
+
+
+def drawn_anew(top1: float, std: float, *, seed: int = 0) -> ResultRecord:
+    trials = {"top1": {"n": 5, "std": std, "min": top1 - 1, "max": top1 + 1}}
+    return record("a", "mini_linear", {"top1": top1}, seed=seed, details={"trials": trials})
+
+
+def test_the_spread_over_trials_stands_beside_that_over_images_and_seeds() -> None:
+    assert text(drawn_anew(39.65, 0.52)) == "39.65 ± 0.50 (trials: std 0.52, n 5)"
+    assert text(drawn_anew(39.65, 0.52), planned=3) == "39.65 ± 0.50 (n 1 of 3; trials: std 0.52, n 5)"
+    runs = [drawn_anew(50.0, 0.4), drawn_anew(52.0, 0.6, seed=1)]
+    assert text(*runs) == "51.00 ± 0.50 (std 1.41, n 2; trials: std 0.50, n 5)"
+
+
+def test_trials_that_some_seeds_lack_are_not_shown() -> None:
+    assert text(drawn_anew(50.0, 0.4), linear(52.0, seed=1)) == "51.00 ± 0.50 (std 1.41, n 2)"
 
 
 def test_no_negative_zero() -> None:

@@ -93,6 +93,18 @@ def test_names_and_shapes_are_torchvisions_without_the_classifier(arch: str) -> 
     assert canonical_shapes(arch) == expected
 
 
+@pytest.mark.parametrize("zero_init", [False, True])
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_the_same_seed_gives_torchvisions_weights(arch: str, zero_init: bool) -> None:
+    states: list[dict[str, Tensor]] = []
+    for make in (torchvision.models.get_model_builder(arch), lambda **options: Backbone(arch, **options)):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(5)
+            states.append(make(zero_init_residual=zero_init).state_dict())
+    theirs, ours = states
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
 def test_every_stage_is_torchvisions(arch: str) -> None:
     with torch.random.fork_rng(devices=[]):

@@ -8,54 +8,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
+from tests.dataset_files import FOLDERS, LIST, Describe, fill
 from tests.odd_images import ODD_IMAGES, write_odd_images
 from zoo import datasets
 from zoo.config import validate
 from zoo.datasets import DatasetConfig, dataset_config, dataset_root, decode, identity, manifest
 from zoo.errors import ConfigError, DataError
 
-FOLDERS = {"class_folders": "train"}
-LIST = {"image_list": "meta/train.txt", "images": "images"}
 IMAGES = {"cat/2.png": 0, "cat/10.png": 0, "dog/1.JPEG": 1, "dog/3.png": 1, "emu/0.png": 2}
+ONE_KIND = "expected exactly one of class_folders, image_list, inaturalist_json, class_lists and image_sets"
+NEEDS_IMAGES = "image_list and inaturalist_json need images"
 SETS = {
     "image_sets": [
         {"names": f"{year}/Main/train.txt", "images": f"{year}/JPEG/{{}}.jpg", "annotations": f"{year}/XML/{{}}.xml"}
         for year in ("2007", "2012")
     ]
 }
-Describe = Callable[..., Path]
-
-
-@pytest.fixture
-def describe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Describe:
-    """Write configs/datasets/pets.yaml and data.yaml, and return the dataset's (new) folder."""
-    monkeypatch.setattr(datasets, "CONFIGS", tmp_path / "configs")
-    monkeypatch.setenv("ZOO_DATA", str(tmp_path / "data.yaml"))
-    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
-    manifest.cache_clear()
-
-    def write(*layouts: dict[str, Any], folder: str = "pets", num_images: int | None = None, **changes: Any) -> Path:
-        splits = {"train": {"num_images": num_images, "layouts": list(layouts) or [FOLDERS, LIST]}}
-        config: dict[str, Any] = {"name": "pets", "title": "Pets", "root": None, "num_classes": 3}
-        config |= {"substitute_for": None, "splits": splits, **changes}
-        path = tmp_path / "configs" / "datasets" / "pets.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(config))
-        (tmp_path / "data.yaml").write_text(f"pets: {tmp_path / folder}\n")
-        (tmp_path / folder).mkdir(exist_ok=True)
-        manifest.cache_clear()
-        return tmp_path / folder
-
-    return write
-
-
-def fill(path: Path, size: int = 10) -> None:
-    """A file of some bytes: listing never looks inside."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(bytes(size))
 
 
 def size_of(path: str) -> int:
@@ -155,7 +125,7 @@ def test_empty_class_folders_and_a_wrong_number_of_classes_are_listed_together(d
     as_class_folders(root)
     (root / "train" / "fox").mkdir()
     assert refused(lambda: manifest("pets", "train")).splitlines() == [
-        f"dataset 'pets' under {root} is not complete:",
+        f"{root / 'train'} is not complete:",
         "  - expected 3 class folders, found 4: cat, dog, emu, fox …",
         "  - train/fox: expected images, found none (suffixes .bmp, .jpeg, .jpg, .png, .ppm, .tif, .tiff, .webp)",
     ]
@@ -208,7 +178,7 @@ def test_a_root_without_any_layout_says_what_was_looked_for(describe: Describe) 
     assert refused(lambda: manifest("pets", "train")).splitlines() == [
         f"dataset 'pets', train: found none of the layouts it may have under {root}:",
         "  - class folders in train/",
-        "  - list meta/train.txt",
+        "  - list meta/train.txt of images in images/",
     ]
 
 
@@ -271,13 +241,17 @@ def test_a_malformed_file_of_places_is_refused(describe: Describe, tmp_path: Pat
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
-        ({}, "expected exactly one of class_folders, image_list and image_sets"),
-        ({**FOLDERS, **LIST}, "expected exactly one of class_folders, image_list and image_sets"),
-        ({"image_list": "a.txt"}, "image_list needs images"),
-        ({**FOLDERS, "images": "b"}, "image_list needs images"),
+        ({}, ONE_KIND),
+        ({**FOLDERS, **LIST}, ONE_KIND),
+        ({"image_list": "a.txt"}, NEEDS_IMAGES),
+        ({"class_lists": "{}.txt"}, NEEDS_IMAGES),
+        ({"class_lists": "{}.txt", "images": "b"}, "images: expected {} once"),
+        ({**LIST, "names": "a.txt"}, "names and annotations belong to class_lists"),
+        ({"class_lists": "{}.txt", "images": "{}.jpg", "names": "a.txt"}, "class_lists are made from names and ann"),
+        ({**FOLDERS, "images": "b"}, NEEDS_IMAGES),
         (
             {**FOLDERS, "image_sets": tuple(SETS["image_sets"])},
-            "expected exactly one of class_folders, image_list and image_sets",
+            ONE_KIND,
         ),
     ],
 )

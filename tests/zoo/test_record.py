@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from zoo import record as records
 from zoo.errors import RecordError
 from zoo.files import ROOT
-from zoo.record import ResultRecord, read_all, read_arrays, read_record, schema_text, write_record
+from zoo.record import ResultRecord, Trials, read_all, read_arrays, read_record, schema_text, write_record
 
 ARRAYS = {"correct": np.array([True, False, True]), "replicates/top1": np.linspace(60, 70, 1000)}
 
@@ -44,6 +44,7 @@ def drawn(cell: str = "a", **changes: Any) -> ResultRecord:
         "selection": "none: no training",
         "num_scored": 3,
         "metrics": {"top1": 200 / 3},
+        "labels": {"best_layer": "feature5"},
         "confidence": {"top1": (60.0, 70.1)},
         "details": {"losses": [1.5, 0.1 + 0.2]},
         "arrays_sha256": "",
@@ -71,6 +72,36 @@ def test_a_read_record_written_again_is_the_same_bytes(tmp_path: Path) -> None:
     first = path.read_bytes()
     write_record(tmp_path, read_record(path), ARRAYS)
     assert path.read_bytes() == first
+
+
+def test_a_record_written_before_there_were_labels_has_none(tmp_path: Path) -> None:
+    path = write_record(tmp_path, drawn(), ARRAYS)
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "labels"}))
+    assert read_record(path).labels == {}
+
+
+TRIALS = {"n": 5, "std": 0.5, "min": 66.0, "max": 67}
+
+
+def test_the_spread_over_trials_is_read_back_typed(tmp_path: Path) -> None:
+    path = write_record(tmp_path, drawn(details={"trials": {"top1": TRIALS}}), ARRAYS)
+    assert read_record(path).trials == {"top1": Trials(n=5, std=0.5, min=66.0, max=67.0)}
+    assert drawn().trials == {}
+
+
+@pytest.mark.parametrize(
+    ("trials", "message"),
+    [
+        ({"top1": TRIALS | {"n": 1}}, "details: trials: top1.n: Input should be greater than or equal to 2"),
+        ({"top1": {"n": 5}}, "details: trials: top1.std: Field required"),
+        ({"top5": TRIALS}, "details: trials: expected names of metrics, found top5"),
+    ],
+)
+def test_trials_that_cannot_be_shown_are_no_record(tmp_path: Path, trials: dict[str, Any], message: str) -> None:
+    path = write_record(tmp_path, drawn(), ARRAYS)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "details": {"trials": trials}}))
+    with pytest.raises(RecordError, match=rf"not a readable result record of schema 1 \({message}"):
+        read_record(path)
 
 
 def test_a_record_is_frozen_and_finite() -> None:

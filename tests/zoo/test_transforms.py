@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, RandomResizedCrop, Resize
 from torchvision.transforms import functional as theirs
 
 from zoo.transforms import (
     Interpolation,
+    RandomCrop,
     TestTransform,
     TrainTransform,
     apply_test,
@@ -19,11 +21,13 @@ from zoo.transforms import (
     center_crop,
     draw_crop_box,
     epoch_order,
+    lighting_shift,
     random_resized_crop,
     resize_shorter,
     resized_crop,
     sample_rng,
 )
+from zoo.transforms import RandomResizedCrop as OurRandomResizedCrop
 
 SIZES = [(48, 48), (57, 33), (33, 57), (500, 375), (64, 63), (1, 9), (9, 1), (1, 1), (20, 47), (47, 20), (2, 300)]
 MODES: dict[Interpolation, InterpolationMode] = {
@@ -66,7 +70,9 @@ def test_the_test_transform_is_torchvisions_resize_and_crop(
 ) -> None:
     image = drawn(size)
     for resize, crop in ((36, 32), (32, 32), (32, 40)):
-        ours = apply_test(image, TestTransform(resize=resize, crop=crop, interpolation=interpolation))
+        ours = apply_test(
+            image, TestTransform(resize=resize, crop=crop, interpolation=interpolation, fit="centre_crop")
+        )
         assert ours.shape == (crop, crop, 3) and ours.dtype == np.uint8
         assert same(ours, Compose([Resize(resize, MODES[interpolation]), CenterCrop(crop)])(image))
 
@@ -128,12 +134,82 @@ def test_an_image_too_narrow_for_any_window_gives_the_largest_central_one(
     assert draw_crop_box(size, (1.0, 1.0), sample_rng(0, 0, 0)) == box
 
 
+def augmentation(
+    *,
+    area: tuple[float, float] = (0.2, 1.0),
+    flip: float = 0.5,
+    jitter: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    window: RandomCrop | None = None,
+) -> TrainTransform:
+    crop = window or OurRandomResizedCrop(name="random_resized", size=24, area=area)
+    return TrainTransform(crop=crop, interpolation=BILINEAR, flip_probability=flip, jitter=jitter, lighting=0.0)
+
+
+@interpolations
+@sizes
+def test_squashing_is_torchvisions_two_resizes(size: tuple[int, int], interpolation: Interpolation) -> None:
+    image, mode = drawn(size), MODES[interpolation]
+    twice = TestTransform(resize=36, crop=24, interpolation=interpolation, fit="squash")
+    assert same(apply_test(image, twice), Compose([Resize(36, mode), Resize((24, 24), mode)])(image))
+    once = TestTransform(resize=None, crop=24, interpolation=interpolation, fit="squash")
+    assert same(apply_test(image, once), Resize((24, 24), mode)(image))
+
+
+def test_only_squashing_goes_without_a_resize() -> None:
+    with pytest.raises(ValidationError, match="which only goes with fit: squash"):
+        TestTransform(resize=None, crop=24, interpolation=BILINEAR, fit="centre_crop")
+    with pytest.raises(ValidationError, match=r"size: expected at most resize \(20\), found 24"):
+        RandomCrop(name="random", resize=20, size=24)
+
+
+def test_the_random_crop_is_a_window_of_the_central_square() -> None:
+    """Places205, §2.3: short side 256, centre crop 256, random crop 224."""
+    image = drawn((57, 33))
+    central = np.asarray(Compose([Resize(32), CenterCrop(32)])(image))
+    places = set()
+    for index in range(200):
+        window = augmentation(flip=0.0, window=RandomCrop(name="random", resize=32, size=29))
+        found = apply_train(image, window, sample_rng(0, 0, index))
+        fits = [
+            (top, left)
+            for top in range(4)
+            for left in range(4)
+            if np.array_equal(found, central[top : top + 29, left : left + 29])
+        ]
+        assert len(fits) == 1
+        places |= set(fits)
+    assert len(places) == 16  # every place, both ends included
+
+
+def test_jitter_is_torchvisions_given_the_same_factors() -> None:
+    image = drawn((24, 24))
+    operations: tuple[Any, ...] = (theirs.adjust_brightness, theirs.adjust_contrast, theirs.adjust_saturation)
+    for index in range(20):
+        rng = sample_rng(0, 0, index)
+        found = apply_train(image, augmentation(area=(1.0, 1.0), flip=0.0, jitter=(0.4, 0.3, 0.2)), rng)
+        rng = sample_rng(0, 0, index)
+        expected = random_resized_crop(image, 24, (1.0, 1.0), BILINEAR, rng)
+        rng.random()  # the flip's draw
+        factors = [rng.uniform(1 - strength, 1 + strength) for strength in (0.4, 0.3, 0.2)]
+        for operation in rng.permutation(3):
+            expected = operations[operation](expected, factors[operation])
+        assert same(found, expected)
+
+
+def test_lighting_is_noise_along_the_principal_colours() -> None:
+    shifts = np.array([lighting_shift(0.1, sample_rng(0, 0, index)) for index in range(4000)])
+    assert shifts.dtype == np.float32 and np.abs(shifts.mean(0)).max() < 0.002
+    spread = np.linalg.eigvalsh(np.cov(shifts.T))[::-1] ** 0.5
+    np.testing.assert_allclose(spread, 0.1 * np.array([0.2175, 0.0188, 0.0045]), rtol=0.05)  # §2.2's eigenvalues
+    assert not lighting_shift(0.0, sample_rng(0, 0, 0)).any()
+
+
 def test_flips_come_as_often_as_asked() -> None:
     image = drawn((24, 24))
     plain = np.asarray(image)
 
     def flipped(probability: float, index: int) -> bool:
-        transform = TrainTransform(crop=24, area=(1.0, 1.0), flip_probability=probability, interpolation=BILINEAR)
+        transform = augmentation(area=(1.0, 1.0), flip=probability)
         rng = sample_rng(0, 0, index)
         window = np.asarray(random_resized_crop(image, 24, (1.0, 1.0), BILINEAR, sample_rng(0, 0, index)))
         found = apply_train(image, transform, rng)
@@ -147,7 +223,7 @@ def test_flips_come_as_often_as_asked() -> None:
 
 def test_a_train_view_is_a_function_of_its_keys() -> None:
     image = drawn((57, 33))
-    transform = TrainTransform(crop=24, area=(0.2, 1.0), flip_probability=0.5, interpolation="bicubic")
+    transform = augmentation(jitter=(0.4, 0.4, 0.4))
     first = apply_train(image, transform, sample_rng(3, 1, 4))
     assert first.shape == (24, 24, 3) and first.dtype == np.uint8
     assert np.array_equal(apply_train(image, transform, sample_rng(3, 1, 4)), first)
