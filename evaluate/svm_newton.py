@@ -30,8 +30,9 @@ with P⁻¹ρ: iteration stops where this is a tenth of |g|. (a) or (b) is chose
 
 Along the costs. Columns start from the previous, smaller cost's α times √t, where t minimises F(tα) for the new cost.
 t itself makes A too small: 7 steps at C = 100 instead of 4.
-Precision. K is formed in fp64. In fp32 all products but those that renew f at large costs run in fp32: at C = 100 α has
-entries of 2C while f is about 1, and f accumulated in fp32 stops near 1e-4 of |∇F(0)|.
+Precision. fp32 is iterative refinement: K is formed in fp64 too; α, f and r are kept in fp64, and fp32 is what corrects
+them. At C = 100 α has entries of 2C while f is about 1: with α in fp32 some fits stopped at 1e-3 of |∇F(0)|, with f
+in fp32 at 1e-4.
 Convergence: |∇F(ŵ)| ≤ tolerance · |∇F(0)|. Strong convexity turns it into an error: |ŵ − ŵ*| ≤ |∇F(ŵ)|.
 """
 
@@ -94,7 +95,7 @@ class SharedKernel:
         return vectors @ self.kernel  # K is symmetric
 
     def scores(self, alpha: Tensor, columns: Tensor) -> Tensor:
-        return (alpha.double() @ self.exact).to(alpha.dtype)
+        return alpha @ self.exact
 
     def solve(self, h: Tensor, q: Tensor, target: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """(ε, Kε), each (n, m), for the active rows h > 0. target: (n,) the model's gradient to reach."""
@@ -127,7 +128,8 @@ class SharedKernel:
         rank = self.phi.shape[1]
         inner = ((h * h) @ self.pairs)[:, self.unpack].reshape(len(h), rank, rank)
         inner.diagonal(dim1=1, dim2=2).add_(1)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(inner))
+        factor, failed = torch.linalg.cholesky_ex(inner)
+        inverse = torch.where(failed[:, None, None] == 0, torch.cholesky_inverse(factor), 0)  # else P = I
         solution, k_solution = torch.empty_like(q), torch.empty_like(q)
         columns = torch.arange(len(h), device=h.device)
         eta, k_epsilon, residual = torch.zeros_like(q), torch.zeros_like(q), h * q
@@ -174,7 +176,7 @@ class StackedKernels:
         return torch.bmm(kernels, vectors[:, :, None])[:, :, 0]
 
     def scores(self, alpha: Tensor, columns: Tensor) -> Tensor:
-        return torch.bmm(self.exact[columns], alpha.double()[:, :, None])[:, :, 0].to(alpha.dtype)
+        return torch.bmm(self.exact[columns], alpha[:, :, None])[:, :, 0]
 
     def solve(self, h: Tensor, q: Tensor, target: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         epsilon = torch.empty_like(q)
@@ -184,8 +186,9 @@ class StackedKernels:
             scale = h[rows]
             matrix = self.kernels[columns[rows]] * scale[:, :, None] * scale[:, None, :]
             matrix.diagonal(dim1=1, dim2=2).add_(1)
-            factor = torch.linalg.cholesky(matrix)
-            epsilon[rows] = scale * torch.cholesky_solve((scale * q[rows])[:, :, None], factor)[:, :, 0]
+            factor, failed = torch.linalg.cholesky_ex(matrix)
+            found = scale * torch.cholesky_solve((scale * q[rows])[:, :, None], factor)[:, :, 0]
+            epsilon[rows] = torch.where(failed[:, None] == 0, found, 0)  # else down the gradient
         return epsilon, self.product(epsilon, columns)
 
 
@@ -194,7 +197,7 @@ Kernel = SharedKernel | StackedKernels
 
 @dataclass(kw_only=True)
 class Solved:
-    """One row a column: alpha and scores f = Kα (n, m); newton steps (n,); relative gradient (n,)."""
+    """One row a column: alpha and scores f = Kα (n, m) in fp64; Newton steps (n,); relative gradient (n,)."""
 
     alpha: Tensor
     scores: Tensor
@@ -223,6 +226,7 @@ def newton(
 ) -> Solved:
     """Every column to |∇F| ≤ tolerance·unit, or as far as `max_iterations` steps bring it.
 
+    alpha, scores: (n, m) fp64, the start.
     signs: (n, m) ±1, 0 outside the task. twice_costs: (n, m) 2C·s, 0 outside the task. unit: (n,) |∇F(0)|.
     """
     solved = Solved(
@@ -234,7 +238,7 @@ def newton(
     columns = torch.arange(len(alpha), device=alpha.device)
     for iteration in range(max_iterations + 1):
         slack = (1 - signs * scores).clamp_min(0)
-        r = alpha - twice_costs * signs * slack
+        r = (alpha - twice_costs * signs * slack).to(unit.dtype)
         q = kernel.product(r, columns)
         gradient = (r * q).sum(1).clamp_min(0).sqrt()
         done = (gradient <= tolerance * unit) | (iteration == max_iterations)
@@ -323,7 +327,8 @@ def solve_path(
     """
     tasks, rows = signs.shape
     unit = gradient_at_zero(kernel, signs, weights)
-    alpha, scores = torch.zeros_like(signs), torch.zeros_like(signs)
+    alpha = torch.zeros_like(signs, dtype=torch.float64)
+    scores = torch.zeros_like(alpha)
     found: dict[int, Solved] = {}
     for wave in waves(costs, tasks if together else WAVE_COLUMNS):
         cost = torch.tensor([costs[i] for i in wave], dtype=signs.dtype, device=signs.device).repeat_interleave(tasks)

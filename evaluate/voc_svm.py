@@ -471,6 +471,7 @@ class _Full:
     def describe(self, names: tuple[str, ...], costs: Costs) -> dict[str, Any]:
         classes = {
             name: {"cost": costs[cost], "cv_ap": float(cv[cost]), "test_ap": float(test[cost])}
+            | {"cv_ap_by_cost": cv.round(4).tolist(), "test_ap_by_cost": test.round(4).tolist()}
             for name, cost, cv, test in zip(names, self.chosen.tolist(), self.cv_ap, self.test_ap, strict=True)
         }
         return {

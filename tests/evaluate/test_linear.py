@@ -144,7 +144,7 @@ def test_trained_heads_say_of_a_picture_what_they_said_when_they_were_measured(t
 
     with pytest.raises(ConfigError, match="--head: expected one of lars_avgpool, sgd_feature3, found 'other'"):
         choose_head(record, "other")
-    with pytest.raises(DataError, match=r"no such image:.*gone\.jpg"):
+    with pytest.raises(DataError, match=r"no such image:\s.*gone\.jpg"):
         predict([tmp_path / "gone.jpg"], path, record, best)
     with pytest.raises(CheckpointError, match="name its card with --checkpoint"):
         predict(images, path, record, best, tmp_path / "gone.yaml")
