@@ -19,7 +19,7 @@ Blocks, and so the order of operations, follow from the arguments alone: no proc
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -33,7 +33,9 @@ Precision = Literal["fp32", "fp64"]
 REACHABLE = {"fp32": 1e-5, "fp64": 1e-11}  # smaller tolerances are refused: rounding is too near
 SMALL_ROWS = 192  # tasks of at most this many rows are factorised whole, many together
 SAME_ROWS = 0.9  # tasks share a sub-kernel if this part of their rows is common
-BLOCK_TASKS = 64
+FEW_TASKS, MANY_ROWS = 8, 0.2  # fewer alike, with this part of all rows: they share all of K, for larger products
+BLOCK_TASKS = 128
+COLUMNS = 1024  # of the features, read at once
 NEWTON_VECTORS = 32  # (n, m) arrays alive at once in a block, from above
 SHOWN = 5  # problems listed before "and n more"
 
@@ -60,6 +62,37 @@ class Fit:
     converged: np.ndarray
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Gram:
+    """K = XXᵀ + 1 (N, N) in fp64, for several calls of `solve` with the same features."""
+
+    kernel: Tensor
+    sketches: dict[torch.dtype, svm_newton.Sketch] = field(default_factory=dict)
+
+    def sketch(self, dtype: torch.dtype) -> svm_newton.Sketch:
+        """K's leading part, found once for each precision."""
+        if dtype not in self.sketches:
+            self.sketches[dtype] = svm_newton.sketch(self.kernel.to(dtype))
+        return self.sketches[dtype]
+
+
+def make_gram(features: np.ndarray, *, device: torch.device | None = None) -> Gram:
+    """What `solve` makes of (N, D) features before anything else. Raises DataError, NonFiniteError as it does."""
+    _check_features(features)
+    device = device or torch.device("cpu")
+    kernel = torch.ones(len(features), len(features), dtype=torch.float64, device=device)  # the bias: a feature of 1
+    for _, part in _columns(features, device):
+        kernel.addmm_(part, part.T)
+    return Gram(kernel=kernel)
+
+
+def _columns(features: np.ndarray, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+    """The features in fp64, COLUMNS at a time."""
+    for start in range(0, features.shape[1], COLUMNS):
+        part = slice(start, start + COLUMNS)
+        yield part, torch.tensor(np.ascontiguousarray(features[:, part]), dtype=torch.float64, device=device)
+
+
 def solve(
     features: np.ndarray,
     targets: np.ndarray,
@@ -72,12 +105,13 @@ def solve(
     device: torch.device | None = None,
     progress: Callable[[int], None] | None = None,
     max_iterations: int = 100,
+    gram: Gram | None = None,
 ) -> Iterator[Fit]:
     """All (task, cost) pairs, each once, to |∇F| ≤ tolerance·|∇F(0)|.
 
     features: (N, D) floats, may be memory-mapped. targets: (N, T) in {−1, 0, +1}, 0 = not in the task. memory_mb bounds
     what is held beyond `features` and the Fits already handed out. progress: called with the number of fits finished
-    since its last call. max_iterations: Newton steps a fit.
+    since its last call. gram: of the same features, where it is there already. max_iterations: Newton steps a fit.
     Arguments are checked at the call, before any work. Raises ConfigError (costs, weight, tolerance, memory), DataError
     (shapes, labels, a task without positives or negatives), NonFiniteError; ConvergenceError at `max_iterations`.
     """
@@ -89,7 +123,7 @@ def solve(
         )
     if problems:
         raise ConfigError(several("The SVM solver's settings are wrong:", problems))
-    _check_data(features, targets)
+    _check_data(features, targets, is_known_finite=gram is not None)
     dtype = torch.float32 if precision == "fp32" else torch.float64
     plan = _plan(targets, num_features=features.shape[1], num_costs=len(costs), itemsize=dtype.itemsize, mb=memory_mb)
     return _solve(
@@ -103,6 +137,7 @@ def solve(
         max_iterations=max_iterations,
         device=device or torch.device("cpu"),
         progress=progress,
+        gram=gram,
     )
 
 
@@ -117,12 +152,7 @@ def _settings_problems(costs: Sequence[float], weight: float, tolerance: float, 
     return problems
 
 
-def _check_data(features: np.ndarray, targets: np.ndarray) -> None:
-    if features.ndim != 2 or targets.ndim != 2 or len(features) != len(targets) or 0 in features.shape + targets.shape:
-        raise DataError(
-            f"expected features (N, D) and targets (N, T) of the same N, none empty; found {features.shape} and "
-            f"{targets.shape}; use the labels of the images that the features came from."
-        )
+def _check_features(features: np.ndarray) -> None:
     if features.dtype not in (np.float32, np.float64):
         raise DataError(f"features: expected float32 or float64, found {features.dtype}; convert them first.")
     for start in range(0, len(features), 256):
@@ -132,6 +162,16 @@ def _check_data(features: np.ndarray, targets: np.ndarray) -> None:
                 f"features: expected finite values, found NaN or infinity in row {start + bad[0]}; the network that "
                 "made them has diverged, or the file is damaged: extract the features again."
             )
+
+
+def _check_data(features: np.ndarray, targets: np.ndarray, *, is_known_finite: bool = False) -> None:
+    if features.ndim != 2 or targets.ndim != 2 or len(features) != len(targets) or 0 in features.shape + targets.shape:
+        raise DataError(
+            f"expected features (N, D) and targets (N, T) of the same N, none empty; found {features.shape} and "
+            f"{targets.shape}; use the labels of the images that the features came from."
+        )
+    if not is_known_finite:
+        _check_features(features)
     values = np.unique(targets)
     if not np.isin(values, (-1, 0, 1)).all():
         raise DataError(f"targets: expected -1, 0 and +1 only, found {values[~np.isin(values, (-1, 0, 1))].tolist()}.")
@@ -159,10 +199,9 @@ class _Block:
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """Batches of blocks whose solutions are turned into weights together, and the features read at once."""
+    """Batches of blocks whose solutions are turned into weights together."""
 
     batches: list[list[_Block]]
-    feature_columns: int
 
 
 def _plan(targets: np.ndarray, *, num_features: int, num_costs: int, itemsize: int, mb: int) -> _Plan:
@@ -178,24 +217,22 @@ def _plan(targets: np.ndarray, *, num_features: int, num_costs: int, itemsize: i
     fixed = (double + 1) * num_rows**2 + num_rows * (2 * rank + 32)
     fixed += (double + 2) * largest**2 + largest * rank * (rank + 1) // 2
     fixed += 2 * svm_newton.DENSE_ELEMENTS if (sizes <= SMALL_ROWS).any() else 0
-    spare = mb * 2**20 // itemsize - fixed - 2 * double * num_rows * min(num_features, 64)
-    wave = svm_newton.WAVE_COLUMNS
-    least = per_task + wave * per_column
+    spare = mb * 2**20 // itemsize - fixed - 2 * double * num_rows * min(num_features, COLUMNS)
+    width = min(BLOCK_TASKS, num_tasks)  # a block's tasks are a matter of the tasks alone: memory moves no bit
+    least = width * per_task + max(width, svm_newton.WAVE_COLUMNS) * per_column
     if spare < least:
-        needed = math.ceil((fixed + least + 2 * double * num_rows * min(num_features, 64)) * itemsize / 2**20)
+        needed = math.ceil((fixed + least + 2 * double * num_rows * min(num_features, COLUMNS)) * itemsize / 2**20)
         raise ConfigError(
             f"memory_mb: expected at least {needed} for {num_rows} rows and tasks of up to {largest}, found {mb}."
         )
-    width = max(1, min(BLOCK_TASKS, spare // 4 // per_column))
-    per_batch = max(1, min(num_tasks, (spare - width * per_column) // 2 // per_task))
-    blocks = _blocks(targets, sizes, width=min(width, per_batch))
+    per_batch = max(width, (spare - max(width, svm_newton.WAVE_COLUMNS) * per_column) // per_task)
+    blocks = _blocks(targets, sizes, width=width)
     batches: list[list[_Block]] = []
     for block in blocks:
         if not batches or sum(len(b.tasks) for b in batches[-1]) + len(block.tasks) > per_batch:
             batches.append([])
         batches[-1].append(block)
-    columns = max(64, min(1024, (spare - width * per_column - per_batch * per_task) // (2 * double * num_rows)))
-    return _Plan(batches=batches, feature_columns=min(num_features, columns))
+    return _Plan(batches=batches)
 
 
 def _blocks(targets: np.ndarray, sizes: np.ndarray, *, width: int) -> list[_Block]:
@@ -223,9 +260,16 @@ def _blocks(targets: np.ndarray, sizes: np.ndarray, *, width: int) -> list[_Bloc
                     break
         else:
             groups.append([int(task)])
+    lonely = [group for group in groups if len(group) < FEW_TASKS and sizes[group[0]] >= MANY_ROWS * len(targets)]
     for group in groups:
-        rows = np.flatnonzero((targets[:, group] != 0).any(1))
-        blocks.append(_Block(tasks=np.array(group, dtype=np.int64), rows=rows[None]))
+        if group not in lonely:
+            rows = np.flatnonzero((targets[:, group] != 0).any(1))
+            blocks.append(_Block(tasks=np.array(group, dtype=np.int64), rows=rows[None]))
+    rest = np.array([task for group in lonely for task in group], dtype=np.int64)
+    blocks += [
+        _Block(tasks=rest[start : start + width], rows=np.arange(len(targets))[None])
+        for start in range(0, len(rest), width)
+    ]
     return blocks
 
 
@@ -241,23 +285,13 @@ def _solve(
     max_iterations: int,
     device: torch.device,
     progress: Callable[[int], None] | None,
+    gram: Gram | None,
 ) -> Iterator[Fit]:
-    def columns() -> Iterator[tuple[slice, Tensor]]:
-        """The features in fp64, some columns at a time."""
-        for start in range(0, features.shape[1], plan.feature_columns):
-            part = slice(start, start + plan.feature_columns)
-            yield part, torch.tensor(np.ascontiguousarray(features[:, part]), dtype=torch.float64, device=device)
-
     # rounding of large alphas: see svm_newton
     exact = [2 * cost * max(1.0, positive_weight) > svm_newton.DRIFT for cost in costs]
-    kernel = torch.ones(
-        len(features), len(features), dtype=torch.float64, device=device
-    )  # the bias: a feature that is 1
-    for _, part in columns():
-        kernel.addmm_(part, part.T)
-    leading = (
-        svm_newton.sketch(kernel.to(dtype)) if any(block.shared for batch in plan.batches for block in batch) else None
-    )
+    gram = gram or make_gram(features, device=device)
+    kernel = gram.kernel
+    leading = gram.sketch(dtype) if any(block.shared for batch in plan.batches for block in batch) else None
     for batch in plan.batches:
         tasks = np.concatenate([block.tasks for block in batch])
         alpha = torch.zeros(len(costs), len(tasks), len(features), dtype=torch.float64, device=device)
@@ -292,7 +326,7 @@ def _solve(
             if progress is not None:
                 progress(len(block.tasks) * len(costs))
         weights = np.empty((len(costs), len(tasks), features.shape[1]), dtype=np.dtype(str(dtype).split(".")[1]))
-        for part, values in columns():
+        for part, values in _columns(features, device):
             rounded = values.to(dtype)
             for index, double in enumerate(exact):
                 product = alpha[index] @ values if double else alpha[index].to(dtype) @ rounded

@@ -47,7 +47,7 @@ from zoo.record import Measurement
 if TYPE_CHECKING:
     import torch
 
-    from evaluate.svm_solver import Fit
+    from evaluate.svm_solver import Fit, Gram
     from zoo.distributed import World
 
 log = logging.getLogger(__name__)
@@ -294,10 +294,13 @@ class _Rows:
     train: np.ndarray  # (N, D) in the solver's precision
     train_there: "torch.Tensor"
     test_there: "torch.Tensor"
+    gram: "Gram | None"  # for the batched solver: the training rows' products with one another
 
 
 def _rows(job: Job, layer: LayerName) -> _Rows:
     import torch
+
+    from evaluate.svm_solver import make_gram
 
     solver = job.settings.solver
     dtype = np.float32 if isinstance(solver, Newton) and solver.precision == "fp32" else np.float64
@@ -311,6 +314,7 @@ def _rows(job: Job, layer: LayerName) -> _Rows:
         train=rows["train"],
         train_there=torch.from_numpy(rows["train"]).to(job.me.device),
         test_there=torch.from_numpy(rows["test"]).to(job.me.device),
+        gram=make_gram(rows["train"], device=job.me.device) if isinstance(solver, Newton) else None,
     )
 
 
@@ -353,7 +357,7 @@ def _solve(job: Job, rows: _Rows, targets: np.ndarray, costs: Costs, folds: int,
     test_ap = np.full((num_columns, len(costs)), np.nan)
     test_scores = np.empty((len(costs), num_columns, len(rows.test_there)), dtype=rows.train.dtype)
     convergence = _Convergence()
-    for fit in _fits(job, rows.train, np.concatenate([fold_targets, targets], axis=1), costs):
+    for fit in _fits(job, rows, np.concatenate([fold_targets, targets], axis=1), costs):
         convergence.add(fit)
         of_fold = fit.tasks < num_cv
         if of_fold.any():
@@ -391,13 +395,13 @@ def _folds(targets: np.ndarray, folds: int) -> tuple[np.ndarray, np.ndarray]:
     return np.where(held, np.int8(0), np.tile(targets, folds)), held
 
 
-def _fits(job: Job, train: np.ndarray, targets: np.ndarray, costs: Costs) -> "Iterator[Fit]":
+def _fits(job: Job, rows: _Rows, targets: np.ndarray, costs: Costs) -> "Iterator[Fit]":
     from evaluate import svm_solver
 
     settings: Settings = job.settings
     if isinstance(settings.solver, Liblinear):
         return svm_solver.solve_reference(
-            train,
+            rows.train,
             targets,
             costs,
             positive_weight=settings.positive_weight,
@@ -406,7 +410,7 @@ def _fits(job: Job, train: np.ndarray, targets: np.ndarray, costs: Costs) -> "It
             num_workers=job.num_workers,
         )
     return svm_solver.solve(
-        train,
+        rows.train,
         targets,
         costs,
         positive_weight=settings.positive_weight,
@@ -414,6 +418,7 @@ def _fits(job: Job, train: np.ndarray, targets: np.ndarray, costs: Costs) -> "It
         tolerance=settings.solver.tolerance,
         memory_mb=job.execution.memory_mb,
         device=job.me.device,
+        gram=rows.gram,
     )
 
 
