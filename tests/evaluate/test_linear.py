@@ -27,7 +27,7 @@ from zoo.state import read_state
 from zoo.transforms import lighting_shift, sample_rng
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
-SGD = RECIPE | {"layers": ["avgpool"]}
+SGD: dict[str, Any] = RECIPE | {"layers": ["avgpool"]}
 
 
 def measured(
