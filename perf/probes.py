@@ -22,6 +22,11 @@ from zoo.backbone import Backbone
 from zoo.distributed import World
 from zoo.transforms import IMAGENET_PIXELS
 
+AVGPOOL_ONLY = (
+    "settings.layers={avgpool: null}",
+    "settings.train_transform.jitter=[0, 0, 0]",
+    "settings.train_transform.lighting=0.0",
+)
 LARS = {"momentum": 0.9, "trust_coefficient": 0.001, "eps": 1e-8}
 COMMON = {"layers": ["avgpool"], "batch_norm": "none", "head_std": 0.01, "weight_decay": [0.0], "epochs": 1}
 COMMON |= {"batch_size": 64, "schedule": {"name": "cosine"}, "held_out_per_class": 0}
@@ -46,7 +51,7 @@ def main(
         def run(names: list[str]) -> dict[str, torch.Tensor]:
             """Train these heads in one pass; their tensors."""
             recipes = {name: RECIPES[name] for name in names}
-            cell = resolve("mini_linear", card, 0, (f"settings.recipes={json.dumps(recipes)}",))
+            cell = resolve("mini_linear", card, 0, (f"settings.recipes={json.dumps(recipes)}", *AVGPOOL_ONLY))
             extract_features([cell], num_workers=1, me=me)  # the test features: cached after the first time
             with tempfile.TemporaryDirectory() as records:
                 run_cell(cell, Path(records) / "records", num_workers=1, me=me)

@@ -26,13 +26,14 @@ TIGHT = "settings.solver={{back_end: liblinear, tolerance: {}, max_iterations: 1
 def main(
     card: Annotated[Path, typer.Argument(help="a checkpoint's card.yaml")],
     benchmark: Annotated[str, typer.Argument(help="a VOC SVM benchmark")] = "mini_voc07_svm",
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="as of `evaluate run`")] = None,
     low_shot: Annotated[bool, typer.Option(help="also the low-shot SVMs")] = False,
     tolerance: Annotated[float, typer.Option(help="LinearSVC's")] = 1e-6,
     out: Annotated[Path | None, typer.Option(help="also as JSON")] = None,
 ) -> None:
     """Print, a layer, the largest difference of average precision in points and how many choices differ."""
     me = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
-    rest = () if low_shot else ("settings.low_shot=null",)
+    rest = (*(overrides or ()), *(() if low_shot else ("settings.low_shot=null",)))
     ours, theirs = (_record(benchmark, card, (*rest, *given), me) for given in ((), (TIGHT.format(tolerance),)))
     rows = [_compared(layer, ours, theirs) for layer in ours.details["full"]]
     title = f"{benchmark}, {ours.checkpoint.name}: largest differences of AP, in points of 100"

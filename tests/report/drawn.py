@@ -13,7 +13,7 @@ from zoo.page import Page, PageCell, PageRow, write_page
 from zoo.record import CheckpointRecord, DatasetRecord, ResultRecord
 
 IMAGES = {"train": 12000, "val": 2000}
-AVGPOOL = "top1_lars_mmselfsup_avgpool"  # the metric in mini_linear's column
+AVGPOOL = "top1_lars_mmselfsup_avgpool"  # the metric in cifar10_linear's column
 OTHERS = {"top1_sgd_lr30_avgpool": 65.0, "top1_sgd_lr100_avgpool": 67.5}  # of imagenet_linear
 
 

@@ -71,9 +71,9 @@ def test_each_table_of_a_benchmark_has_its_own_columns() -> None:
 
 
 def test_a_columns_filler_depends_on_the_dataset() -> None:
-    benchmarks = {name: benchmark_layout(name) for name in ("imagenet_linear", "mini_linear")}
-    assert {column: f.benchmark for column, f in fillers(benchmarks, "imagenet_linear", "mini_imagenet").items()} == {
-        "AvgPool": "mini_linear"
+    benchmarks = {name: benchmark_layout(name) for name in ("imagenet_linear", "cifar10_linear")}
+    assert {column: f.benchmark for column, f in fillers(benchmarks, "imagenet_linear", "cifar10_sample").items()} == {
+        "AvgPool": "cifar10_linear"
     }
 
 

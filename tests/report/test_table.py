@@ -119,13 +119,16 @@ def test_a_collapsed_or_failed_row_shows_nothing_even_if_something_was_recorded(
             {"modified": ("settings.epochs=1",)},
             "Modified, so not shown above: b with `--set settings.epochs=1`: AvgPool 12.50 ± 0.50.",
         ),
-        ({"protocol": 99}, "Stale, not shown: `mini_linear` of b (protocol was 99, is now 2); measure again."),
+        ({"protocol": 99}, "Stale, not shown: `cifar10_linear` of b (protocol was 99, is now 2); measure again."),
     ],
 )
 def test_a_modified_or_stale_record_is_below_the_table_not_in_it(
     tmp_path: Path, changes: dict[str, Any], note: str
 ) -> None:
-    results = [record("a", "mini_linear", {AVGPOOL: 80.0}), record("b", "mini_linear", {AVGPOOL: 12.5}, **changes)]
+    results = [
+        record("a", "cifar10_linear", {AVGPOOL: 80.0}),
+        record("b", "cifar10_linear", {AVGPOOL: 12.5}, **changes),
+    ]
     page = suite(tmp_path, [row("a"), row("b")], measured(*results))
     assert line(page, "a")[-1] == "80.00 ± 0.50"
     assert line(page, "b") == ["–"] * 6
@@ -133,7 +136,7 @@ def test_a_modified_or_stale_record_is_below_the_table_not_in_it(
 
 
 def test_seeds_are_averaged_and_both_spreads_are_explained(tmp_path: Path) -> None:
-    results = [record("a", "mini_linear", {AVGPOOL: 80.0 + seed}, seed=seed) for seed in range(3)]
+    results = [record("a", "cifar10_linear", {AVGPOOL: 80.0 + seed}, seed=seed) for seed in range(3)]
     page = suite(tmp_path, [row("a")], measured(*results))
     assert line(page, "a")[-1] == "81.00 ± 0.50 (std 1.00, n 3)"
     assert "95 % bootstrap interval over the 2,000 test images" in page
@@ -146,7 +149,7 @@ def given(name: str, *tables: TableConfig) -> AnyBenchmark:
 
 
 def svm(*tables: TableConfig, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """mini_linear's page as that of a benchmark with these tables; what its record holds beside its metrics."""
+    """cifar10_linear's page as that of a benchmark with these tables; what its record holds beside its metrics."""
     monkeypatch.setattr(report.suite, "benchmark_layout", lambda name: given(name, *tables))
     return {
         "labels": {"best_layer": "feature4"},
@@ -165,10 +168,10 @@ def test_one_result_fills_several_tables_with_numbers_and_words(
     full = own_table("full", "SVM", Layer="best_layer", SVM="svm")
     low = own_table("low", "Low-shot SVM", one="k1", two=None)
     beside = svm(full, low, monkeypatch=monkeypatch)
-    result = record("a", "mini_linear", {"svm": 84.64, "k1": 39.65}, **beside)
-    cells = [*measured(result), (cell("b", "mini_linear", state="failed"), None)]
+    result = record("a", "cifar10_linear", {"svm": 84.64, "k1": 39.65}, **beside)
+    cells = [*measured(result), (cell("b", "cifar10_linear", state="failed"), None)]
     found = sections(suite(tmp_path, [row("a"), row("b")], cells))
-    assert list(found) == ["SVM: mini ImageNet (embedded digits)", "Low-shot SVM: mini ImageNet (embedded digits)"]
+    assert list(found) == ["SVM: CIFAR-10 sample", "Low-shot SVM: CIFAR-10 sample"]
     one, other = found.values()
     assert line(one, "a") == ["feature4", "84.64 ± 0.50"]
     assert line(other, "a") == ["39.65 ± 0.50 (trials: std 0.52, n 5)", "–"]
@@ -178,7 +181,8 @@ def test_one_result_fills_several_tables_with_numbers_and_words(
     for text in found.values():
         assert line(text, "b") == ["–"] * 2
         assert (
-            "selection: cost: cross-validation; seed 0." in text and "- Failed: b with `mini_linear`, seed 0." in text
+            "selection: cost: cross-validation; seed 0." in text
+            and "- Failed: b with `cifar10_linear`, seed 0." in text
         )
 
 
@@ -187,7 +191,7 @@ def test_a_modified_result_is_named_below_each_table_with_its_own_columns(
 ) -> None:
     full, low = own_table("full", "SVM", Layer="best_layer", SVM="svm"), own_table("low", "Low-shot SVM", one="k1")
     beside = svm(full, low, monkeypatch=monkeypatch)
-    result = record("a", "mini_linear", {"svm": 84.64, "k1": 39.65}, modified=("settings.eps=1",), **beside)
+    result = record("a", "cifar10_linear", {"svm": 84.64, "k1": 39.65}, modified=("settings.eps=1",), **beside)
     one, other = sections(suite(tmp_path, [row("a")], measured(result))).values()
     assert "a with `--set settings.eps=1`: Layer feature4, SVM 84.64 ± 0.50." in one
     assert "a with `--set settings.eps=1`: one 39.65 ± 0.50 (trials: std 0.52, n 5)." in other
@@ -196,31 +200,31 @@ def test_a_modified_result_is_named_below_each_table_with_its_own_columns(
 def test_a_column_that_no_record_holds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beside = svm(own_table("full", "SVM", Layer="best"), monkeypatch=monkeypatch)
     with pytest.raises(RecordError, match="expected a metric or label 'best'.*metrics: k1, svm; labels: best_layer"):
-        suite(tmp_path, [row("a")], measured(record("a", "mini_linear", {"svm": 84.64, "k1": 39.65}, **beside)))
+        suite(tmp_path, [row("a")], measured(record("a", "cifar10_linear", {"svm": 84.64, "k1": 39.65}, **beside)))
 
 
 def test_benchmarks_that_read_the_same_images_in_other_roles_share_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layouts = {
-        "mini_knn": given("mini_knn", own_table("both", "Both", kNN="top1_k20", Linear=None)),
-        "mini_linear": given("mini_linear", own_table("both", "Both", kNN=None, Linear=AVGPOOL)),
+        "cifar10_knn": given("cifar10_knn", own_table("both", "Both", kNN="top1_k20", Linear=None)),
+        "cifar10_linear": given("cifar10_linear", own_table("both", "Both", kNN=None, Linear=AVGPOOL)),
     }
     monkeypatch.setattr(report.suite, "benchmark_layout", layouts.__getitem__)
-    results = [record("a", "mini_knn", knn(1, 2, 3, 4)), record("a", "mini_linear", {AVGPOOL: 5.0})]
+    results = [record("a", "cifar10_knn", knn(1, 2, 3, 4)), record("a", "cifar10_linear", {AVGPOOL: 5.0})]
     assert {*results[0].datasets} != {*results[1].datasets}
     (text,) = sections(suite(tmp_path, [row("a")], measured(*results))).values()
     assert line(text, "a") == ["2.00 ± 0.50", "5.00 ± 0.50"]
 
 
 def test_benchmarks_of_one_table_fill_their_own_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = benchmark_layout("mini_linear").tables[0]
+    table = benchmark_layout("cifar10_linear").tables[0]
     columns = dict.fromkeys(table.columns) | {"Feature5": AVGPOOL}
-    heads = given("mini_linear", table.model_copy(update={"columns": columns}))
-    layouts = {"mini_linear": benchmark_layout("mini_linear"), "mini_heads": heads}
+    heads = given("cifar10_linear", table.model_copy(update={"columns": columns}))
+    layouts = {"cifar10_linear": benchmark_layout("cifar10_linear"), "mini_heads": heads}
     monkeypatch.setattr(report.suite, "benchmark_layout", layouts.__getitem__)
-    five = record("a", "mini_linear", {AVGPOOL: 70.0}, cell_id="5" * 64)
-    cells = measured(record("a", "mini_linear", {AVGPOOL: 80.0}))
+    five = record("a", "cifar10_linear", {AVGPOOL: 70.0}, cell_id="5" * 64)
+    cells = measured(record("a", "cifar10_linear", {AVGPOOL: 80.0}))
     page = suite(tmp_path, [row("a")], [*cells, (cell("a", "mini_heads", five), five)])
     assert line(page, "a") == ["–", "–", "–", "–", "70.00 ± 0.50", "80.00 ± 0.50"]
     assert "Measured with `mini_heads` (Feature5): protocol 2" in page
@@ -228,9 +232,9 @@ def test_benchmarks_of_one_table_fill_their_own_columns(tmp_path: Path, monkeypa
 
 
 def test_failed_cells_are_named(tmp_path: Path) -> None:
-    cells = [*measured(record("a", "mini_knn", knn(1, 2, 3, 4))), (cell("a", "mini_linear", state="failed"), None)]
+    cells = [*measured(record("a", "mini_knn", knn(1, 2, 3, 4))), (cell("a", "cifar10_linear", state="failed"), None)]
     page = suite(tmp_path, [row("a")], cells)
-    assert "- Failed: a with `mini_linear`, seed 0.\n" in page
+    assert "- Failed: a with `cifar10_linear`, seed 0.\n" in page
     assert "1 of 2 cells (checkpoint × benchmark × seed) done; not done: 1 failed." in page
 
 
@@ -241,7 +245,7 @@ def test_equal_labels_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_the_same_records_give_the_same_bytes_and_no_time_or_host(tmp_path: Path) -> None:
-    results = [record(name, "mini_linear", {AVGPOOL: 80.0 + s}, seed=s) for name in "abc" for s in range(3)]
+    results = [record(name, "cifar10_linear", {AVGPOOL: 80.0 + s}, seed=s) for name in "abc" for s in range(3)]
     results += [record(name, "mini_knn", knn(50, 51, 52, 53)) for name in "abc"]
     rows = [row(name) for name in "abc"]
     page = suite(tmp_path / "one", rows, measured(*results))

@@ -13,7 +13,7 @@ from zoo.record import ResultRecord
 
 
 def linear(top1: float, *, seed: int = 0, half_width: float = 0.5) -> ResultRecord:
-    return record("a", "mini_linear", {"top1": top1}, seed=seed, half_width=half_width)
+    return record("a", "cifar10_linear", {"top1": top1}, seed=seed, half_width=half_width)
 
 
 def text(*records: ResultRecord, planned: int | None = None) -> str:
@@ -30,7 +30,7 @@ def test_one_run_is_its_value_and_half_the_width_of_its_interval() -> None:
 
 
 def test_an_interval_that_is_not_symmetric_counts_by_its_width() -> None:
-    result = record("a", "mini_linear", {"top1": 50.0}, confidence={"top1": (48.0, 51.0)})
+    result = record("a", "cifar10_linear", {"top1": 50.0}, confidence={"top1": (48.0, 51.0)})
     assert text(result) == "50.00 ± 1.50"
 
 
@@ -50,18 +50,20 @@ def test_a_deterministic_benchmark_counts_once() -> None:
 
 
 def test_a_record_without_an_interval_shows_none() -> None:
-    assert text(record("a", "mini_linear", {"top1": 50.0}, confidence={})) == "50.00"
+    assert text(record("a", "cifar10_linear", {"top1": 50.0}, confidence={})) == "50.00"
 
 
 def test_a_missing_metric_is_an_error_that_names_it() -> None:
     with pytest.raises(
-        RecordError, match=r"mini_linear on a.*expected a metric or label 'top1'.*: top5; labels: none\."
+        RecordError, match=r"cifar10_linear on a.*expected a metric or label 'top1'.*: top5; labels: none\."
     ):
-        text(record("a", "mini_linear", {"top5": 50.0}))
+        text(record("a", "cifar10_linear", {"top5": 50.0}))
 
 
 def layer(*words: str) -> str:
-    runs = [record("a", "mini_linear", {"top1": 50.0}, seed=s, labels={"best": word}) for s, word in enumerate(words)]
+    runs = [
+        record("a", "cifar10_linear", {"top1": 50.0}, seed=s, labels={"best": word}) for s, word in enumerate(words)
+    ]
     return measured(runs, "best", decimals=2, planned=len(runs))
 
 
@@ -74,7 +76,7 @@ def test_a_label_is_shown_as_the_word_it_is() -> None:
 
 def test_a_label_that_one_seed_lacks_is_an_error_that_names_both_kinds() -> None:
     runs = [
-        record("a", "mini_linear", {"top1": 50.0}, seed=s, labels={key: "x"}) for s, key in enumerate(("best", "b"))
+        record("a", "cifar10_linear", {"top1": 50.0}, seed=s, labels={key: "x"}) for s, key in enumerate(("best", "b"))
     ]
     with pytest.raises(RecordError, match=r"metric or label 'best'.*found metrics: top1; labels: b\."):
         measured(runs, "best", decimals=2, planned=2)
@@ -82,7 +84,7 @@ def test_a_label_that_one_seed_lacks_is_an_error_that_names_both_kinds() -> None
 
 def drawn_anew(top1: float, std: float, *, seed: int = 0) -> ResultRecord:
     trials = {"top1": {"n": 5, "std": std, "min": top1 - 1, "max": top1 + 1}}
-    return record("a", "mini_linear", {"top1": top1}, seed=seed, details={"trials": trials})
+    return record("a", "cifar10_linear", {"top1": top1}, seed=seed, details={"trials": trials})
 
 
 def test_the_spread_over_trials_stands_beside_that_over_images_and_seeds() -> None:
@@ -101,12 +103,12 @@ def test_no_negative_zero() -> None:
 
 
 def test_a_result_of_the_benchmark_as_configured_is_not_excluded() -> None:
-    assert exclusion(linear(50.0), benchmark_layout("mini_linear")) is None
+    assert exclusion(linear(50.0), benchmark_layout("cifar10_linear")) is None
     assert exclusion(record("a", "mini_knn", knn(1, 2, 3, 4)), benchmark_layout("mini_knn")) is None
 
 
 def changed_settings(**changes: Any) -> dict[str, Any]:
-    return json.loads(json.dumps(benchmark_layout("mini_linear").settings)) | changes
+    return json.loads(json.dumps(benchmark_layout("cifar10_linear").settings)) | changes
 
 
 @pytest.mark.parametrize(
@@ -121,11 +123,11 @@ def changed_settings(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_other_settings_exclude_a_record_and_are_named(changes: dict[str, Any], kind: str, why: str) -> None:
-    found = exclusion(record("a", "mini_linear", {"top1": 50.0}, **changes), benchmark_layout("mini_linear"))
+    found = exclusion(record("a", "cifar10_linear", {"top1": 50.0}, **changes), benchmark_layout("cifar10_linear"))
     assert found is not None and found.kind == kind
     assert why in found.why
 
 
 def test_another_dataset_excludes_a_record() -> None:
-    found = exclusion(record("a", "mini_linear", {"top1": 50.0}), benchmark_layout("imagenet_linear"))
-    assert found is not None and found.why == "dataset was mini_imagenet, is now imagenet"
+    found = exclusion(record("a", "cifar10_linear", {"top1": 50.0}), benchmark_layout("imagenet_linear"))
+    assert found is not None and found.why == "dataset was cifar10_sample, is now imagenet"
