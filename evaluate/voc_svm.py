@@ -20,7 +20,8 @@ replicates resample the test images with every chosen layer and cost held fixed.
 
 Processes share out the layers, then the (layer, k) pairs; each is computed by one process as it would be alone, and
 all return the same Measurement (a process with fewer threads may round the scores' last bits otherwise; with 1, 2 and 4
-processes on the embedded world every metric was equal). A process holds one layer's training and test rows in the solver's precision.
+processes on the embedded world every metric was equal). A process holds one layer's training and test rows in the
+solver's precision.
 """
 
 import logging
