@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from converters.canonical import write_checkpoint
 from evaluate.features import obtain
 from evaluate.job import FeatureSpec
+from perf.checkpoint import random_checkpoint
 from perf.measure import medians, print_table, write_json
-from zoo.backbone import Backbone, load
-from zoo.checkpoint import CheckpointCard, read_card
+from zoo.backbone import load
+from zoo.checkpoint import read_card
 from zoo.datasets import Manifest
 from zoo.distributed import World
 from zoo.transforms import IMAGENET_PIXELS
@@ -75,7 +75,7 @@ def main(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         manifest = _draw(folder / "images", images)
-        card = _random_checkpoint(folder / "checkpoint")
+        card = read_card(random_checkpoint(folder / "checkpoint", "resnet50"))
         weights = folder / "checkpoint" / card.weights
         loader = DataLoader(_Rival([manifest.path(i) for i in range(images)]), batch_size=32, num_workers=workers)
         network = load(card, weights, me.device)
@@ -137,21 +137,6 @@ def _draw(folder: Path, count: int) -> Manifest:
         sha256="0" * 64,
         folders=(".",),
     )
-
-
-def _random_checkpoint(folder: Path) -> CheckpointCard:
-    torch.manual_seed(0)
-    write_checkpoint(
-        folder,
-        Backbone("resnet50").state_dict(),
-        name="random",
-        family="random",
-        arch="resnet50",
-        pixels=IMAGENET_PIXELS,
-        source_format="canonical",
-        lineage=(),
-    )
-    return read_card(folder / "card.yaml")
 
 
 if __name__ == "__main__":

@@ -14,13 +14,11 @@ import safetensors.torch
 import torch
 import typer
 
-from converters.canonical import write_checkpoint
 from evaluate.cells import resolve
 from evaluate.run import extract_features, run_cell
+from perf.checkpoint import random_checkpoint
 from perf.measure import medians, print_table, write_json
-from zoo.backbone import Backbone
 from zoo.distributed import World
-from zoo.transforms import IMAGENET_PIXELS
 
 AVGPOOL_ONLY = (
     "settings.layers={avgpool: null}",
@@ -46,7 +44,7 @@ def main(
     """Print the seconds of both ways, their ratio, and whether the heads are equal."""
     me = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
     with tempfile.TemporaryDirectory() as scratch:
-        card = _random_checkpoint(Path(scratch) / "checkpoint")
+        card = random_checkpoint(Path(scratch) / "checkpoint", "resnet18")
 
         def run(names: list[str]) -> dict[str, torch.Tensor]:
             """Train these heads in one pass; their tensors."""
@@ -77,21 +75,6 @@ def main(
     print_table(title, ["way", "seconds", "ratio", "same heads, bit for bit"], rows)
     if out is not None:
         write_json(out, {"title": title, "seconds": seconds, "ratio": ratio, "equal": equal})
-
-
-def _random_checkpoint(folder: Path) -> Path:
-    torch.manual_seed(0)
-    write_checkpoint(
-        folder,
-        Backbone("resnet18").state_dict(),
-        name="random",
-        family="random",
-        arch="resnet18",
-        pixels=IMAGENET_PIXELS,
-        source_format="canonical",
-        lineage=(),
-    )
-    return folder / "card.yaml"
 
 
 if __name__ == "__main__":
