@@ -5,7 +5,7 @@ trap 'exit 130' INT
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 
 source scripts/environment.sh
-ZOO_MODULES+=(pytest xdist ruff pyright)
+ZOO_MODULES+=(pytest xdist ruff pyright timm lightly mmpretrain)
 zoo_environment
 
 title() { printf '\n== %s\n' "$*"; }

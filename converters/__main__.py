@@ -1,90 +1,145 @@
-"""python -m converters convert FILE OUT_FOLDER [--to canonical|detectron2|mmseg]"""
+"""python -m converters inspect REFERENCE | convert REFERENCE OUT_FOLDER --to TARGET | verify A [B] | published"""
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from zoo.checkpoint import CARD_NAME, read_card, verify_weights
+from converters import references
+from converters.cards import names, read_published
+from zoo.checkpoint import CARD_NAME, read_card
 from zoo.command import guarded
-from zoo.files import ensure_writable, sha256_file, write_atomic
-from zoo.transforms import IMAGENET_PIXELS, Pixels
+from zoo.errors import CheckpointError, ConfigError, several
+from zoo.files import ensure_writable, write_atomic
+from zoo.transforms import Pixels
+
+if TYPE_CHECKING:  # torch: seconds that --help and a typing error need not wait
+    from converters.intake import Taken
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 PARITY_NAME = "parity.json"
+REFERENCE = "a checkpoint file, a card's folder, an https:// or hf:// address, or a name of `converters published`"
+Reference = Annotated[str, typer.Argument(metavar="REFERENCE", help=REFERENCE)]
+Take = Annotated[
+    str | None,
+    typer.Option(help="WHERE:PREFIX of the backbone in a file of unknown layout; inspect shows what there is"),
+]
+Target = Literal[
+    "canonical", "torchvision", "timm", "mmpretrain", "simsiam", "mmselfsup0", "mmselfsup1", "detectron2", "mmseg"
+]
 
 
 @app.callback()
 def _main() -> None:
-    """Convert checkpoints between layouts, checked tensor by tensor."""
+    """Take in checkpoints of any known layout, show what is in them, and convert them, checked tensor by tensor."""
+
+
+@app.command()
+def inspect(
+    reference: Reference,
+    take: Take = None,
+    as_json: Annotated[bool, typer.Option("--json", help="all of it, as JSON")] = False,
+) -> None:
+    """Say what a checkpoint is and whether all of it is there; nothing is computed or written. Exit code 2 if not."""
+    fetched = references.fetch(references.parse(reference))
+    path = fetched.path
+    if path.is_dir() or path.suffix in (".yaml", ".yml"):
+        card_path = path / CARD_NAME if path.is_dir() else path
+        path = card_path.parent / read_card(card_path).weights
+    from converters.inspect import describe, lines
+
+    found = describe(path, take)
+    if fetched.card is not None and "layout" in found:
+        if (found["layout"], found["arch"]) != (fetched.card.layout, fetched.card.arch):
+            found["problems"].append(f"{fetched.card.name} says {fetched.card.arch} in layout {fetched.card.layout}")
+    entry = fetched.card or references.known(found.get("sha256"))
+    found |= {"licence": entry.licence if entry else None, "published_as": entry.name if entry else None}
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    else:
+        for line in lines(found):
+            typer.echo(line)
+    if found["problems"]:
+        raise CheckpointError(several(f"{path}: {found['problems'][0]}", found["problems"][1:]))
+    if not as_json:
+        typer.echo(
+            f"every tensor is accounted for; next: python -m evaluate run --checkpoint {reference} --benchmark NAME"
+        )
 
 
 @app.command()
 def convert(
-    file: Annotated[Path, typer.Argument(help="a checkpoint file (.safetensors, .pth, .pt, .tar), or a card's folder")],
+    reference: Reference,
     out: Annotated[Path, typer.Argument(help="the folder that gets the weights and what belongs to them")],
-    to: Annotated[Literal["canonical", "detectron2", "mmseg"], typer.Option(help="the target layout")] = "canonical",
+    to: Annotated[Target, typer.Option(help="the target layout")] = "canonical",
     name: Annotated[str | None, typer.Option(help="canonical: row label on the page; by default the file's")] = None,
+    take: Take = None,
+    mean: Annotated[
+        str | None, typer.Option(help="R,G,B in [0, 1] that the checkpoint's pixels were normalised by")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="R,G,B, with --mean")] = None,
     prove: Annotated[bool, typer.Option(help="engines: load the result in the engine and compare")] = True,
 ) -> None:
-    """Read a checkpoint of any known layout, check that all of it is there, and write it in the target's layout."""
-    source_format, arch, state, pixels = _read(file)
+    """Read a checkpoint, check that all of it is there, and write it in the target's layout."""
+    pixels = stated_pixels(mean, std)
+    from converters.intake import take_in
+
+    taken = take_in(reference, name=name, take=take, pixels=pixels)
+    if taken.pixels_from == "assumed":
+        typer.echo("pixels: taken to be RGB with ImageNet's mean and std, as the file does not say; else --mean, --std")
     ensure_writable(out)
     if to == "canonical":
-        _write_canonical(file, out, source_format, arch, state, pixels, name)
+        card = taken.write(out)
+        typer.echo(f"{card.arch}, {len(taken.state)} tensors, {card.tensors_sha256[:16]}… -> {out}")
+    elif to in ("detectron2", "mmseg"):
+        _write_for_engine(out, taken, to, prove=prove)
     else:
-        _write_for_engine(out, arch, state, pixels, to, prove=prove)
+        typer.echo(f"{taken.arch}, {len(taken.state)} tensors of the backbone -> {_write(out, taken, to)}")
 
 
-def _read(file: Path) -> tuple[str, str, Any, Pixels]:
-    """(format, architecture, state, pixel statistics) of a checkpoint file, or of a folder with a card."""
-    if (file / CARD_NAME).is_file() or file.name == CARD_NAME:
-        from zoo.backbone import check_state, read_weights
-
-        card = read_card(file)
-        weights = verify_weights(file / CARD_NAME if file.is_dir() else file, card)
-        state = read_weights(weights)
-        check_state(state, card.arch, source=str(weights))
-        return card.source_format, card.arch, state, card.pixels
-    from converters.read import read  # torch: seconds that --help and a typing error need not wait
-
-    source_format, arch, state = read(file)
-    typer.echo(
-        "pixels: taken to be RGB with ImageNet's mean and std, as a weights file does not say; else edit card.yaml"
-    )
-    return source_format, arch, state, IMAGENET_PIXELS
+def stated_pixels(mean: str | None, std: str | None) -> Pixels | None:
+    """--mean and --std as pixel statistics; None when neither is given. Raises ConfigError."""
+    if mean is None and std is None:
+        return None
+    try:
+        values = [[float(part) for part in (text or "").split(",")] for text in (mean, std)]
+        return Pixels.model_validate({"mean": values[0], "std": values[1], "order": "rgb"}, strict=False)
+    except ValueError:
+        raise ConfigError(
+            f"--mean, --std: expected both, each three numbers like 0.485,0.456,0.406, found {mean} and {std}."
+        ) from None
 
 
-def _write_canonical(
-    file: Path, out: Path, source_format: str, arch: str, state: Any, pixels: Pixels, name: str | None
-) -> None:
-    from converters.canonical import write_checkpoint
+def _write(out: Path, taken: "Taken", to: str) -> Path:
+    from converters import full_models, to_mmpretrain, to_torchvision
 
-    label = name or file.name.removesuffix(file.suffix)
-    weights = file if file.is_file() else file / CARD_NAME
-    card = write_checkpoint(
-        out,
-        state,
-        name=label,
-        family=label,
-        arch=arch,
-        pixels=pixels,
-        source_format=source_format,
-        lineage=(f"{weights.name} (sha256 {sha256_file(weights)}), read as {source_format}",),
-    )
-    typer.echo(f"{arch}, {len(state)} tensors, {card.tensors_sha256[:16]}… -> {out}")
+    if to == "torchvision":
+        return to_torchvision.to_torchvision(out, taken.state, taken.arch)
+    if to == "timm":
+        return to_torchvision.to_timm(out, taken.state, taken.arch)
+    if to == "mmpretrain":
+        return to_mmpretrain.to_mmpretrain(out, taken.state, taken.arch, taken.pixels)
+    if taken.checkpoint is None:
+        raise CheckpointError(
+            f"--to {to}: expected a file with SimSiam's heads, found a card, which has a backbone only."
+        )
+    writer = {
+        "simsiam": full_models.to_simsiam,
+        "mmselfsup0": full_models.to_mmselfsup0,
+        "mmselfsup1": full_models.to_mmselfsup1,
+    }
+    return writer[to](out, taken.checkpoint)
 
 
-def _write_for_engine(
-    out: Path, arch: str, state: Any, pixels: Pixels, to: Literal["detectron2", "mmseg"], *, prove: bool
-) -> None:
+def _write_for_engine(out: Path, taken: "Taken", to: Literal["detectron2", "mmseg"], *, prove: bool) -> None:
     from converters.to_detectron2 import to_detectron2
     from converters.to_mmseg import to_mmseg
     from engines.launch import interpreter
 
     if prove:
         interpreter(to)  # installed? asked before anything is written
+    state, arch, pixels = taken.state, taken.arch, taken.pixels
     path = {"detectron2": to_detectron2, "mmseg": to_mmseg}[to](out, state, arch, pixels)
     typer.echo(f"{arch}, {len(state)} tensors -> {path}, and the settings they need beside it")
     if prove:
@@ -98,6 +153,40 @@ def _write_for_engine(
                 f"{place}: {proof['tensors']} tensors bit for bit; largest difference of a stage: "
                 f"{stages['fp32']:.2g} in fp32, {stages['fp64']:.2g} in fp64"
             )
+
+
+@app.command()
+def verify(
+    reference: Reference,
+    other: Annotated[str | None, typer.Argument(metavar="[OTHER]", help="a second checkpoint, of any layout")] = None,
+) -> None:
+    """Check a checkpoint, tensors against its card's hash; or that two hold the same backbone, bit for bit."""
+    from converters.intake import take_in
+    from converters.read import differences
+    from zoo.backbone import fingerprint
+
+    first = take_in(reference)
+    if other is None:
+        typer.echo(f"{first.arch}, {len(first.state)} tensors, whole and finite: {fingerprint(first.state)}")
+        return
+    second = take_in(other)
+    if first.arch != second.arch:
+        raise CheckpointError(f"not the same: {reference} is a {first.arch}, {other} a {second.arch}.")
+    if fingerprint(first.state) == fingerprint(second.state):
+        typer.echo(f"the same {first.arch}, bit for bit: {fingerprint(first.state)}")
+        return
+    problems = differences(first.state, second.state)
+    raise CheckpointError(
+        several(f"not the same: {len(problems)} tensors of {reference} and {other} differ:", problems[:10])
+    )
+
+
+@app.command()
+def published() -> None:
+    """List the published checkpoints that can be named: configs/checkpoints/."""
+    for name in names():
+        entry = read_published(name)
+        typer.echo(f"{name:<32} {entry.arch}, {entry.method}; weights: {entry.licence}; {entry.url}")
 
 
 if __name__ == "__main__":

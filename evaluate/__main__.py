@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from converters import references
 from engines.launch import interpreter
 from evaluate.benchmarks import BENCHMARKS, load_benchmark
 from evaluate.cells import Cell, read_cell, resolve
@@ -20,14 +21,18 @@ from evaluate.schedule import run_suite
 from evaluate.suite import make_plan
 from zoo.checkpoint import CARD_NAME
 from zoo.command import guarded
-from zoo.errors import CheckpointError, ConfigError, RecordError
-from zoo.files import cache_dir, ensure_writable, remembered_sha256, runs_dir
+from zoo.errors import CheckpointError, ConfigError
+from zoo.files import cache_dir, digest, ensure_writable, remembered_sha256, runs_dir
 from zoo.record import read_record
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Workers = Annotated[int, typer.Option("--workers", min=0, help="loader processes; no result depends on it")]
 Processes = Annotated[int, typer.Option("--procs", min=1, help="processes, one a GPU; no result depends on it")]
 SuitePath = Annotated[Path, typer.Argument(metavar="SUITE.yaml", help="a file of configs/suites/")]
+Added = Annotated[
+    list[str] | None,
+    typer.Option("--checkpoint", help="one more row: a file of any known layout, an address, a card; may be repeated"),
+]
 DEFAULT_WORKERS = min(8, os.cpu_count() or 1)
 
 
@@ -37,33 +42,38 @@ def _main() -> None:
 
 
 @app.command()
-def suite(path: SuitePath, workers: Workers = DEFAULT_WORKERS, procs: Processes = 1) -> None:
+def suite(path: SuitePath, checkpoint: Added = None, workers: Workers = DEFAULT_WORKERS, procs: Processes = 1) -> None:
     """Run what is missing or failed, then write the page."""
-    raise typer.Exit(run_suite(path, num_workers=workers, num_processes=procs))
+    raise typer.Exit(run_suite(path, added=checkpoint or (), num_workers=workers, num_processes=procs))
 
 
 @app.command()
-def plan(path: SuitePath) -> None:
+def plan(path: SuitePath, checkpoint: Added = None) -> None:
     """Print every cell of a suite and what would run."""
-    planned = make_plan(path)
+    planned = make_plan(path, checkpoint or ())
     page = planned.page()
     rows = {row.key: row for row in page.rows}
     table = Table("checkpoint", "benchmark", "seed", "state", "cell", title=f"suite {page.suite}")
     for cell in page.cells:
         table.add_row(rows[cell.row].label, cell.benchmark, str(cell.seed), cell.state, (cell.cell_id or "–")[:12])
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for name, reason in page.skipped.items():
+        console.print(f"skipped: {name}: {reason}", markup=False)
 
 
 @app.command()
-def status(path: SuitePath) -> None:
+def status(path: SuitePath, checkpoint: Added = None) -> None:
     """Count the cells by state, and show the checkpoints and failures."""
-    planned = make_plan(path)
+    planned = make_plan(path, checkpoint or ())
     page = planned.page()
     console = Console()
     states = [cell.state for cell in page.cells]
     console.print(f"suite {page.suite}: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
     for row in page.rows:
         console.print(f"  {row.label}: {row.state}{f' ({row.note})' if row.note else ''}")
+    for name, reason in page.skipped.items():
+        console.print(f"skipped: {name}: {reason}", markup=False)
     for name in [row.key for row in page.rows] + [cell.cell_id for cell in page.cells if cell.cell_id]:
         reason = planned.failure(name)
         if reason:
@@ -74,7 +84,10 @@ def status(path: SuitePath) -> None:
 
 @app.command()
 def run(
-    checkpoint: Annotated[Path | None, typer.Option(help="a card.yaml, its folder, or a checkpoint file")] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(help="a card.yaml, its folder, a checkpoint file, an address, or a published one's name"),
+    ] = None,
     benchmark: Annotated[str | None, typer.Option(help="a name in configs/benchmarks/")] = None,
     cell: Annotated[Path | None, typer.Option(help="a cell file, instead of the two above")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of training on top of the checkpoint")] = 0,
@@ -138,10 +151,6 @@ def predict(
 
     path = record or newest_record(runs_dir())
     read = read_record(path)
-    if not any(name.endswith("heads.safetensors") for name in read.files_sha256):
-        raise RecordError(
-            f"{path}: {read.benchmark_config} keeps no trained heads; expected a linear benchmark's record."
-        )
     chosen = choose_head(read, head)
     top1 = read.metrics[f"top1_{chosen}"]
     typer.echo(f"{read.checkpoint.name}, head {chosen} of {read.benchmark_config} (test top-1 {top1:.2f} %), {path}")
@@ -168,7 +177,7 @@ def low_shot_sets(
 
 
 def _chosen(
-    checkpoint: Path | None, benchmark: str | None, cell: Path | None, seed: int, overrides: list[str]
+    checkpoint: str | None, benchmark: str | None, cell: Path | None, seed: int, overrides: list[str]
 ) -> tuple[Cell, Path]:
     """(the cell, the folder of its record) from either way of naming it. Raises ConfigError."""
     if cell is not None:
@@ -180,19 +189,25 @@ def _chosen(
     return resolve(benchmark, _card_path(checkpoint), seed, overrides), runs_dir() / "single" / "records"
 
 
-def _card_path(path: Path) -> Path:
-    """The card of a checkpoint given as card, folder or file; a file is converted into the cache first."""
-    if path.is_dir():
-        path = path / CARD_NAME
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such checkpoint; expected a card.yaml, its folder, or a checkpoint file.")
-    if path.suffix in (".yaml", ".yml"):
+def _card_path(reference: str) -> Path:
+    """The card of a checkpoint given in any way; what is not a card is read into the cache first."""
+    path = Path(reference)
+    if path.is_dir() or path.suffix in (".yaml", ".yml"):
+        path = path / CARD_NAME if path.is_dir() else path
+        if not path.exists():
+            raise CheckpointError(f"{path}: no such card; expected a card.yaml, its folder, or a checkpoint file.")
         return path
-    from converters.__main__ import convert
-
-    folder = cache_dir() / "checkpoints" / remembered_sha256(path)[:16]
+    parsed = references.parse(reference)
+    if parsed.path is not None and not parsed.path.is_file():
+        raise CheckpointError(
+            f"{reference}: no such checkpoint; expected a card.yaml, its folder, or a checkpoint file."
+        )
+    key = remembered_sha256(parsed.path) if parsed.path else digest(parsed.text)
+    folder = cache_dir() / "checkpoints" / key[:16]
     if not (folder / CARD_NAME).exists():
-        convert(path, folder)
+        from converters.__main__ import convert
+
+        convert(reference, folder)
     return folder / CARD_NAME
 
 

@@ -25,15 +25,15 @@ log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 10.0
 
 
-def run_suite(path: Path, *, num_workers: int, num_processes: int) -> int:
+def run_suite(path: Path, *, added: Sequence[str] = (), num_workers: int, num_processes: int) -> int:
     """Do all that is missing; 0, or the exit code of the first failure. The page is written in any case."""
-    plan = make_plan(path)
+    plan = make_plan(path, added)
     ensure_writable(plan.folder)
     with _alone(plan):
         runner = _Runner(plan, num_workers=num_workers, num_processes=num_processes)
         for source in plan.sources:
             runner.make(source)
-        plan = make_plan(path)  # cells have ids now
+        plan = make_plan(path, added)  # cells have ids now
         runner.plan = plan
         write_page(plan.folder, plan.page())
         todo: list[PlannedCell] = []
@@ -50,7 +50,7 @@ def run_suite(path: Path, *, num_workers: int, num_processes: int) -> int:
             cell_file = str(plan.cell_file(planned.cell))
             title = f"{planned.cell.name} on {planned.cell.card.name}"
             runner.task(planned.cell.id, title, ("evaluate", "run", "--cell", cell_file, *runner.options()))
-        plan = make_plan(path)
+        plan = make_plan(path, added)
         write_page(plan.folder, plan.page())
         built = subprocess.run([sys.executable, "-m", "report", "build", str(plan.folder)], cwd=ROOT, check=False)
     _summary(plan, runner)
@@ -178,6 +178,8 @@ def _summary(plan: Plan, runner: _Runner) -> None:
     states = [cell.state for cell in plan.page().cells]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     log.info("suite %s: %d tasks run; cells: %s", plan.suite.name, runner.num_run, counts)
+    for name, reason in plan.skipped.items():
+        log.info("skipped: %s: %s", name, reason)
     for title in runner.failed:
         log.info("failed: %s", title)
     log.info("page: %s", plan.folder / "RESULTS.md")

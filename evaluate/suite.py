@@ -6,7 +6,7 @@ do not say: a card, a record, a cache folder, or the note of a failure.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from converters import references
 from engines.launch import interpreter
 from evaluate.benchmarks import BENCHMARKS, load_benchmark
 from evaluate.cells import Cell, benchmark_datasets, cell_id, write_cell
@@ -22,10 +23,11 @@ from zoo.benchmark import BenchmarkConfig
 from zoo.checkpoint import CARD_NAME, CheckpointCard, read_card
 from zoo.config import Strict, load
 from zoo.datasets import Identity, identity
-from zoo.errors import CheckpointError, ConfigError, ZooError, several
+from zoo.errors import CheckpointError, ConfigError, NoDataError, ZooError, several
 from zoo.files import ROOT, cache_dir, digest, remembered_sha256, runs_dir
 from zoo.page import Page, PageCell, PageRow
 from zoo.recipe import PretrainConfig, row_label, run_key
+from zoo.transforms import Pixels
 
 Positive = Annotated[int, Field(gt=0)]
 _KINDS = ("pretrain", "supervised", "random", "raw_pixels", "card", "file")
@@ -50,8 +52,10 @@ class CheckpointEntry(Strict):
     reestimate: Reestimate | None = None  # random only
     raw_pixels: Literal[True] | None = None  # no network
     card: str | None = None  # a card.yaml, or its folder
-    file: str | None = None  # a checkpoint file of any known layout
+    file: str | None = None  # a checkpoint file of any known layout, an address of one, or a published one's name
     name: str | None = None  # file only: the row label
+    take: str | None = None  # file only: "WHERE:PREFIX" of the backbone where no layout describes the file
+    pixels: Pixels | None = None  # file only: how the checkpoint wants its input, where that is not ImageNet's way
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None  # pretrain, supervised, random
     expect: Literal["collapse"] | None = None  # pretrain only: being stopped as collapsed is the right outcome
     benchmarks: tuple[str, ...] | None = None  # only these of the suite's
@@ -61,7 +65,8 @@ class CheckpointEntry(Strict):
         kinds = [kind for kind in _KINDS if getattr(self, kind) is not None]
         if len(kinds) != 1:
             raise ValueError(f"expected exactly one of {', '.join(_KINDS)}, found {', '.join(kinds) or 'none'}")
-        allowed: dict[str, tuple[str, ...]] = {"reestimate": ("random",), "name": ("file",), "expect": ("pretrain",)}
+        allowed: dict[str, tuple[str, ...]] = {"reestimate": ("random",), "expect": ("pretrain",)}
+        allowed |= {"name": ("file",), "take": ("file",), "pixels": ("file",)}
         allowed["seeds"] = ("pretrain", "supervised", "random")
         wrong = [key for key, owners in allowed.items() if getattr(self, key) is not None and kinds[0] not in owners]
         if wrong:
@@ -73,7 +78,7 @@ class SuiteConfig(Strict):
     """configs/suites/NAME.yaml."""
 
     name: str
-    checkpoints: Annotated[tuple[CheckpointEntry, ...], Field(min_length=1)]
+    checkpoints: tuple[CheckpointEntry, ...]  # none: all come from --checkpoint
     benchmarks: Annotated[tuple[str, ...], Field(min_length=1)]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]  # of training on top of a checkpoint
 
@@ -130,6 +135,7 @@ class Plan:
     sources: tuple[Source, ...]
     configs: dict[str, BenchmarkConfig[Any, Any]]
     datasets: dict[str, dict[str, Identity]]
+    skipped: dict[str, str]  # benchmark → why it cannot run here
 
     @property
     def records(self) -> Path:
@@ -145,7 +151,7 @@ class Plan:
                     yield PlannedCell(source=source, benchmark=name, seed=seed, cell=self._cell(source, name, seed))
 
     def _cell(self, source: Source, name: str, seed: int) -> Cell | None:
-        if source.card is None:
+        if source.card is None or name in self.skipped:
             return None
         return Cell(
             id=cell_id(self.configs[name], source.card, self.datasets[name], seed),
@@ -177,6 +183,7 @@ class Plan:
             rows=tuple(self._row(source) for source in self.sources),
             benchmarks=self.suite.benchmarks,
             cells=cells,
+            skipped=self.skipped,
         )
 
     def _row(self, source: Source) -> PageRow:
@@ -191,7 +198,9 @@ class Plan:
 
     def _page_cell(self, planned: PlannedCell) -> PageCell:
         state: Literal["done", "ready", "waiting", "skipped", "failed"]
-        if planned.cell is None:
+        if planned.benchmark in self.skipped:
+            state = "skipped"
+        elif planned.cell is None:
             state = "skipped" if planned.source.collapsed() else "waiting"
         elif self.is_done(planned.cell):
             state = "done"
@@ -216,18 +225,31 @@ class Plan:
         return any(not (cache_dir() / "features" / key / "features.npy").is_file() for key in keys)
 
 
-def make_plan(path: Path) -> Plan:
-    """Read a suite and resolve all it names. Raises one ZooError with every problem found, before any work."""
+def make_plan(path: Path, added: Sequence[str] = ()) -> Plan:
+    """Read a suite and resolve all it names. Raises one ZooError with every problem found, before any work.
+
+    added: references of checkpoints that join the suite's own, as --checkpoint gives them.
+    """
     suite = load(path, SuiteConfig)
+    suite = suite.model_copy(update={"checkpoints": suite.checkpoints + tuple(map(_added, added))})
+    if not suite.checkpoints:
+        raise ConfigError(
+            f"{path}: names no checkpoints of its own: expected --checkpoint FILE_OR_ADDRESS, once or more."
+        )
     folder = runs_dir() / suite.name
     problems: list[ZooError] = []
+    absent: dict[str, NoDataError] = {}
     configs: dict[str, BenchmarkConfig[Any, Any]] = {}
     datasets: dict[str, dict[str, Identity]] = {}
     sources: list[Source] = []
     for name in suite.benchmarks:
         try:
             configs[name] = load_benchmark(name)
-            datasets[name] = benchmark_datasets(configs[name])
+            try:
+                datasets[name] = benchmark_datasets(configs[name])
+            except NoDataError as error:
+                absent[name] = error
+                continue
             engine = BENCHMARKS[configs[name].benchmark].ENGINE
             if engine is not None:
                 interpreter(engine)
@@ -244,8 +266,17 @@ def make_plan(path: Path) -> Plan:
     doubled = {source.key for source in sources if sum(other.key == source.key for other in sources) > 1}
     if doubled:
         problems.append(ConfigError(f"{path}: checkpoints: listed twice: {', '.join(sorted(doubled))}"))
+    if len(absent) == len(suite.benchmarks):
+        problems += absent.values()
     _raise_all(path, problems)
-    return Plan(suite=suite, folder=folder, sources=tuple(sources), configs=configs, datasets=datasets)
+    return Plan(
+        suite=suite,
+        folder=folder,
+        sources=tuple(sources),
+        configs=configs,
+        datasets=datasets,
+        skipped={name: f"no line '{configs[name].dataset}: /path' in data.yaml" for name in absent},
+    )
 
 
 def _raise_all(path: Path, problems: list[ZooError]) -> None:
@@ -271,14 +302,33 @@ def _sources(entry: CheckpointEntry, suite: SuiteConfig, folder: Path) -> list[S
         card = read_card(path)
         return [_existing(card.tensors_sha256[:12], card.name, path, None, benchmarks)]
     assert entry.file is not None
-    path = _from_root(entry.file)
-    if not path.is_file():
+    return [_foreign(entry, entry.file, benchmarks)]
+
+
+def _added(reference: str) -> CheckpointEntry:
+    """The entry of a --checkpoint: paths are the caller's, not the repository's."""
+    path = Path(reference)
+    if path.is_dir() or path.suffix in (".yaml", ".yml"):
+        return CheckpointEntry(card=str(path.resolve()))
+    return CheckpointEntry(file=str(path.resolve()) if path.is_file() else reference)
+
+
+def _foreign(entry: CheckpointEntry, text: str, benchmarks: tuple[str, ...]) -> Source:
+    """A checkpoint of somebody's: read into the cache by `converters convert`, which also fetches it."""
+    reference = references.parse(text if "://" in text or not _from_root(text).is_file() else str(_from_root(text)))
+    path = reference.path
+    if path is not None and not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file; a suite's `file:` is a path from the repository root.")
-    sha256 = remembered_sha256(path)
-    label = entry.name or path.name.removesuffix(path.suffix)
-    target = cache_dir() / "checkpoints" / digest({"file": sha256, "name": label})[:16]
-    make = ("converters", "convert", str(path), str(target), "--name", label)
-    return [_existing(sha256[:12], label, target / CARD_NAME, make, benchmarks)]
+    what = remembered_sha256(path) if path else reference.text
+    label = entry.name or reference.label
+    stated = {"take": entry.take, "pixels": entry.pixels.model_dump(mode="json") if entry.pixels else None}
+    key = digest({"file": what, "name": label} | {name: value for name, value in stated.items() if value})
+    target = cache_dir() / "checkpoints" / key[:16]
+    make = ["converters", "convert", str(path or reference.text), str(target), "--name", label]
+    make += ["--take", entry.take] if entry.take else []
+    for option in ("mean", "std"):
+        make += [f"--{option}", ",".join(map(str, stated["pixels"][option]))] if stated["pixels"] else []
+    return _existing(key[:12], label, target / CARD_NAME, tuple(make), benchmarks)
 
 
 def _existing(

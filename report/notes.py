@@ -93,13 +93,21 @@ def exclusions(
 
 
 def unmeasured(sheet: Sheet, group: Group) -> Iterator[str]:
-    """Which cells failed or were skipped, in rows that otherwise have results."""
+    """Which benchmarks could not run, and which cells failed or were skipped in rows that otherwise have results."""
     rows = {row.key: row for row in sheet.rows}
+    here = dict.fromkeys(cell.benchmark for cell in sheet.cells if _belongs(sheet, group, cell))
+    for name in here:
+        if name in sheet.skipped:
+            yield f"Skipped: {code(name)}, {escape(sheet.skipped[name])}."
     for state in ("failed", "skipped"):
         labels = [
             f"{escape(rows[cell.row].label)} with {code(cell.benchmark)}, seed {cell.seed}"
             for cell in sheet.cells
-            if cell.state == state and cell.record is None and not rows[cell.row].blank and _belongs(sheet, group, cell)
+            if cell.state == state
+            and cell.record is None
+            and not rows[cell.row].blank
+            and cell.benchmark not in sheet.skipped
+            and _belongs(sheet, group, cell)
         ]
         if labels:
             yield f"{state.capitalize()}: {'; '.join(labels)}."

@@ -5,7 +5,7 @@ of a data set that was made anew, never stand in one table (DESIGN §1).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from report.layout import Layout
@@ -54,6 +54,7 @@ class Sheet:
     datasets: Mapping[str, DatasetConfig]  # all those of benchmarks and records, and what they substitute
     published: Published
     is_suite: bool
+    skipped: Mapping[str, str] = field(default_factory=dict)  # benchmark → why none of its cells could run
 
     def substitute_for(self, dataset: str) -> str | None:
         """The name of the dataset that `dataset` stands in for."""

@@ -42,6 +42,7 @@ def suite_page(folder: Path, published: Published) -> str:
         datasets=described(benchmarks, records.values()),
         published=published,
         is_suite=True,
+        skipped=page.skipped,
     )
     parts = [f"# Results of suite {code(page.suite)}", _suite_summary(page, cells)]
     for table in tables(sheet):

@@ -12,7 +12,7 @@
 # stamp: brought up to date in place; same stamp: nothing to do. The pip in it is pinned (requirements-pip.txt).
 
 ZOO_MODULES=(torch torchvision numpy PIL yaml scipy sklearn safetensors pydantic typer rich tensorboard matplotlib
-  jinja2 submitit faiss cv2 tqdm packaging)
+  jinja2 submitit huggingface_hub faiss cv2 tqdm packaging)
 ZOO_DETECTION_MODULES=(detectron2 fvcore iopath omegaconf hydra pycocotools yacs termcolor tabulate cloudpickle)
 ZOO_SEGMENTATION_MODULES=(mmseg mmcv mmengine addict ftfy regex prettytable yapf)
 
@@ -99,13 +99,15 @@ zoo_set_up() {
     rm -rf .venv
     mkdir .venv
   fi
-  zoo_step "1/4 virtual environment and pip" zoo_install_pip
-  zoo_step "2/4 torch and the other packages (3 GB; some minutes)" zoo_install_packages "$accelerator"
+  zoo_step "1/5 virtual environment and pip" zoo_install_pip
+  zoo_step "2/5 torch and the other packages (3 GB; some minutes)" zoo_install_packages "$accelerator"
   # pip's build isolation, on purpose: mmcv's build must not see torch, or it compiles its operators
-  zoo_step "3/4 mmsegmentation" zoo_pip install --no-deps --build-constraint requirements-constraints.txt \
+  zoo_step "3/5 mmsegmentation" zoo_pip install --no-deps --build-constraint requirements-constraints.txt \
     -r requirements-mmseg.txt
   # no build isolation, on purpose: detectron2's setup.py imports torch
-  zoo_step "4/4 detectron2" zoo_pip install --no-deps --no-build-isolation -r requirements-detectron2.txt
+  zoo_step "4/5 detectron2" zoo_pip install --no-deps --no-build-isolation -r requirements-detectron2.txt
+  zoo_step "5/5 libraries that the tests compare with" zoo_pip install --no-deps --no-build-isolation \
+    -r requirements-readers.txt
   zoo_stamp "$accelerator" >.venv/zoo-stamp.new
   mv .venv/zoo-stamp.new .venv/zoo-stamp
 }

@@ -43,6 +43,7 @@ INSTALLS = [
     "--build-constraint requirements-constraints.txt -r requirements-mmseg.txt",
     "-m pip --disable-pip-version-check --no-input install --no-deps --no-build-isolation "
     "-r requirements-detectron2.txt",
+    "-m pip --disable-pip-version-check --no-input install --no-deps --no-build-isolation -r requirements-readers.txt",
 ]
 SET_UP = 'set -euo pipefail; source scripts/environment.sh; zoo_environment; echo "$PYTHON"'
 READY = "environment: .venv (Python 3.11.7, cpu)\n"
@@ -237,10 +238,11 @@ def test_a_fresh_set_up_pins_pip_first_and_stamps_last(checkout: Checkout, pytho
     assert out == f"{checkout.root}/.venv/bin/python\n"
     assert re.sub(r"\d+ s\n", "N s\n", err) == (
         f"environment: making .venv with {python} (cpu); log: .venv/install.log\n"
-        "  1/4 virtual environment and pip ... N s\n"
-        "  2/4 torch and the other packages (3 GB; some minutes) ... N s\n"
-        "  3/4 mmsegmentation ... N s\n"
-        "  4/4 detectron2 ... N s\n" + READY
+        "  1/5 virtual environment and pip ... N s\n"
+        "  2/5 torch and the other packages (3 GB; some minutes) ... N s\n"
+        "  3/5 mmsegmentation ... N s\n"
+        "  4/5 detectron2 ... N s\n"
+        "  5/5 libraries that the tests compare with ... N s\n" + READY
     )
     assert checkout.calls() == INSTALLS
     assert re.fullmatch(r"3\.11\.7 cpu [0-9a-f]{64}\n", (checkout.root / ".venv/zoo-stamp").read_text())
@@ -272,10 +274,10 @@ def test_a_failing_pip_ends_the_script_with_its_log_and_the_next_run_starts_anew
 ) -> None:
     code, out, err = checkout.set_up(FAKE_FAILS="requirements-mmseg.txt")
     assert (code, out) == (1, "")
-    assert "  3/4 mmsegmentation ... failed. The log ends:\n" in err
+    assert "  3/5 mmsegmentation ... failed. The log ends:\n" in err
     assert err.endswith(
-        "\n## 3/4 mmsegmentation\nno space left\n"
-        "error: setting up .venv failed at step 3/4 mmsegmentation; "
+        "\n## 3/5 mmsegmentation\nno space left\n"
+        "error: setting up .venv failed at step 3/5 mmsegmentation; "
         f"whole log: {checkout.root}/.venv/install.log; run again to retry\n"
     )
     assert checkout.calls() == INSTALLS[:5]

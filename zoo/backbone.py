@@ -75,20 +75,45 @@ def num_channels(arch: str, layer: str) -> int | None:
 
 def check_state(state: Mapping[str, Tensor], arch: str, *, source: str) -> None:
     """Raise CheckpointError unless `state` is exactly `arch`'s canonical state (counters: all or none), finite."""
-    shapes = canonical_shapes(arch)
-    counters = {name for name in shapes if name.endswith(COUNTER)}
-    required = set(shapes) if counters & set(state) else set(shapes) - counters
-    problems = [f"missing: {_listed(required - set(state))}"] if required - set(state) else []
-    problems += [f"unexpected: {_listed(set(state) - set(shapes))}"] if set(state) - set(shapes) else []
-    for name in sorted(set(state) & set(shapes)):
-        if tuple(state[name].shape) != shapes[name]:
-            problems.append(f"{name}: expected shape {shapes[name]}, found {tuple(state[name].shape)}")
-        elif not name.endswith(COUNTER) and not torch.isfinite(state[name]).all():
-            problems.append(f"{name}: holds NaN or infinite values")
+    problems = state_problems(state, arch)
     if problems:
+        required = _required(state, arch)
         matched = len(set(state) & required)
         title = f"{source} is not a whole {arch}: {matched} of {len(required)} expected tensors found."
         raise CheckpointError(several(title, problems[:20]))
+
+
+def state_problems(state: Mapping[str, Tensor], arch: str) -> list[str]:
+    """All that keeps `state` from being exactly `arch`'s canonical state; empty when nothing does.
+
+    Values are looked at only where shape and type are right: a tensor may claim any shape in a few bytes.
+    """
+    shapes, required = canonical_shapes(arch), _required(state, arch)
+    problems = [f"missing: {_listed(required - set(state))}"] if required - set(state) else []
+    problems += [f"unexpected: {_listed(set(state) - set(shapes))}"] if set(state) - set(shapes) else []
+    found = (tensor_problem(name, state[name], shapes[name]) for name in sorted(set(state) & set(shapes)))
+    return problems + [problem for problem in found if problem is not None]
+
+
+def tensor_problem(name: str, tensor: Tensor, shape: tuple[int, ...]) -> str | None:
+    """What keeps `tensor` from being a weight, or a batch counter, of this shape; None when nothing does."""
+    if tuple(tensor.shape) != shape:
+        return f"{name}: expected shape {shape}, found {tuple(tensor.shape)}"
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        return f"{name}: expected a dense tensor, found a sparse or quantised one"
+    if name.endswith(COUNTER):
+        wrong = tensor.is_complex() or tensor.dtype == torch.bool
+        return f"{name}: expected a number, found {tensor.dtype}" if wrong else None
+    if not tensor.is_floating_point():
+        return f"{name}: expected floating-point values, found {tensor.dtype}"
+    return None if torch.isfinite(tensor).all() else f"{name}: holds NaN or infinite values"
+
+
+def _required(state: Mapping[str, Tensor], arch: str) -> set[str]:
+    """The names that must be there: batch counters all or none."""
+    names = set(canonical_shapes(arch))
+    counters = {name for name in names if name.endswith(COUNTER)}
+    return names if counters & set(state) else names - counters
 
 
 def _listed(names: set[str]) -> str:

@@ -44,6 +44,13 @@ class CheckpointCard(Strict):
         return {"arch": self.arch, "pixels": self.pixels.model_dump(mode="json")}
 
 
+def file_label(name: str) -> str:
+    """A checkpoint file's name without its endings: what a row is called when nobody has said."""
+    for ending in (".tar", ".safetensors", ".pth", ".pt", ".ckpt", ".pkl"):
+        name = name.removesuffix(ending)
+    return name
+
+
 def read_card(path: Path) -> CheckpointCard:
     """The card at `path` (or in the folder `path`), its weights checked to be the ones it names.
 

@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 
 from zoo.class_names import ClassNamesFrom, read_class_names
 from zoo.config import Strict, load, read_yaml
-from zoo.errors import ConfigError, DataError, several
+from zoo.errors import ConfigError, DataError, NoDataError, several
 from zoo.files import CONFIGS, ROOT, canonical_json, remembered, stat_signature
 from zoo.layouts import Entry, Layout, class_folders, read
 
@@ -136,10 +136,13 @@ def dataset_place(config: DatasetConfig) -> Path | None:
 
 
 def dataset_root(config: DatasetConfig) -> Path:
-    """The folder of a dataset (`dataset_place`). Raises DataError saying what to write or make."""
+    """The folder of a dataset (`dataset_place`). Raises DataError saying what to write or make.
+
+    NoDataError where no place is known: another thing than a place where the data is not, which is a mistake.
+    """
     root = dataset_place(config)
     if root is None:
-        raise DataError(
+        raise NoDataError(
             f"dataset '{config.name}' has no place: expected a line '{config.name}: /path/to/it' in {data_file()} "
             f"(or the file that ZOO_DATA names), found {'no such line' if data_file().exists() else 'no such file'}."
         )

@@ -4,6 +4,7 @@
     ├── ConfigError      a YAML file, an override or a command line
     ├── CheckpointError  weights or their card
     ├── DataError        datasets, lists, images
+    │   └── NoDataError  a dataset that has no place on this machine
     ├── RecordError      results that cannot be read or written
     ├── CollapseError    (3) pre-training collapsed to a constant
     └── NonFiniteError   (4) a loss or a feature is NaN or infinite
@@ -30,6 +31,10 @@ class CheckpointError(ZooError):
 
 class DataError(ZooError):
     """A dataset, list file or image is missing or wrong."""
+
+
+class NoDataError(DataError):
+    """A dataset has no place: nobody has said where it lies. A suite does without the benchmarks that read it."""
 
 
 class RecordError(ZooError):

@@ -41,6 +41,7 @@ class Page(Strict):
     rows: tuple[PageRow, ...]
     benchmarks: tuple[str, ...]
     cells: tuple[PageCell, ...]
+    skipped: dict[str, str] = {}  # benchmark → why none of its cells can run here
 
 
 def write_page(folder: Path, page: Page) -> None:

@@ -84,7 +84,8 @@ class ResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         nn.Linear(512 * block.expansion, 1000)  # torchvision's classifier draws here: the same seed, the same weights
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            # on the meta device there are no values, and drawing them loads torch's decompositions: 2 s, 150 MB
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if zero_init_residual:
             for module in self.modules():

@@ -42,8 +42,9 @@ def test_a_written_checkpoint_is_read_back_whole(state: dict[str, torch.Tensor],
     card = written(tmp_path / "a", state)
     assert read_card(tmp_path / "a") == card and card.tensors_sha256 == fingerprint(state)
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [WEIGHTS_NAME, CARD_NAME]
-    source, arch, found = read(tmp_path / "a" / WEIGHTS_NAME)
-    assert (source, arch) == ("torchvision", "resnet18")
+    checkpoint = read(tmp_path / "a" / WEIGHTS_NAME)
+    found = checkpoint.state
+    assert (checkpoint.reading.layout, checkpoint.arch) == ("torchvision", "resnet18")
     assert all(torch.equal(found[name], state[name]) for name in state)
     network = load(card, tmp_path / "a" / WEIGHTS_NAME, torch.device("cpu"))
     assert fingerprint(network.state_dict()) == card.tensors_sha256

@@ -9,9 +9,11 @@ import safetensors.torch
 import torch
 import yaml
 
+from converters.cards import read_published
 from evaluate.benchmarks import load_benchmark
 from evaluate.cells import cell_id, read_cell, resolve, write_cell
 from evaluate.job import FeatureSpec, feature_keys
+from evaluate.suite import make_plan
 from zoo import datasets
 from zoo.checkpoint import read_card, write_card
 from zoo.errors import CheckpointError, ConfigError, DataError, ZooError
@@ -162,8 +164,6 @@ def suite_text(folder: Path, **changes: object) -> Path:
 
 
 def test_a_plan_lists_every_cell_and_keys_what_is_not_there_yet(own: Path) -> None:
-    from evaluate.suite import make_plan
-
     entries = [{"random": "resnet18", "seeds": [0, 1]}, {"card": str(own / "checkpoint")}]
     page = make_plan(suite_text(own, checkpoints=entries, seeds=[0, 1])).page()
     states = [(cell.benchmark, cell.seed, cell.state, cell.cell_id is None) for cell in page.cells]
@@ -182,8 +182,6 @@ def test_a_plan_lists_every_cell_and_keys_what_is_not_there_yet(own: Path) -> No
 
 
 def test_a_suite_reports_all_its_problems_at_once(own: Path) -> None:
-    from evaluate.suite import make_plan
-
     (own / "data.yaml").unlink()
     entries = [{"file": "no/such.pth"}, {"card": str(own / "nowhere")}]
     with pytest.raises(ZooError) as error:
@@ -204,15 +202,80 @@ def test_a_suite_reports_all_its_problems_at_once(own: Path) -> None:
     ],
 )
 def test_a_wrong_checkpoint_line_says_what_is_wrong(own: Path, entry: dict[str, object], message: str) -> None:
-    from evaluate.suite import make_plan
-
     with pytest.raises(ConfigError, match=message):
         make_plan(suite_text(own, checkpoints=[entry]))
 
 
-def test_a_failure_note_shows_in_the_plan(own: Path) -> None:
-    from evaluate.suite import make_plan
+def test_a_benchmark_whose_data_is_not_described_is_skipped_and_said_to_be(own: Path) -> None:
+    plan = make_plan(suite_text(own, benchmarks=["tiny_knn", "imagenet_knn"]))
+    assert plan.skipped == {"imagenet_knn": "no line 'imagenet: /path' in data.yaml"}
+    page = plan.page()
+    assert {(cell.benchmark, cell.state) for cell in page.cells} == {
+        ("tiny_knn", "waiting"),
+        ("imagenet_knn", "skipped"),
+    }
+    assert page.skipped == plan.skipped
 
+
+def test_a_suite_none_of_whose_data_is_described_is_an_error(own: Path) -> None:
+    with pytest.raises(DataError, match="dataset 'imagenet' has no place"):
+        make_plan(suite_text(own, benchmarks=["imagenet_knn"]))
+
+
+def test_a_place_without_the_data_is_a_mistake_and_not_skipped(own: Path) -> None:
+    (own / "data.yaml").write_text((own / "data.yaml").read_text() + "imagenet: /no/such/folder\n")
+    with pytest.raises(DataError, match="dataset 'imagenet': expected its folder at /no/such/folder, found none"):
+        make_plan(suite_text(own, benchmarks=["tiny_knn", "imagenet_knn"]))
+
+
+def test_checkpoints_can_be_named_when_a_suite_is_run(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "their_model.pth.tar")
+    monkeypatch.chdir(tmp_path)
+    suite = suite_text(own, checkpoints=[])
+    with pytest.raises(ConfigError, match="names no checkpoints of its own: expected --checkpoint FILE_OR_ADDRESS"):
+        make_plan(suite)
+    address = "https://example.org/models/other.pth"
+    given = ["their_model.pth.tar", str(own / "checkpoint"), address, "supervised_r50_torchvision_v1"]
+    plan = make_plan(suite, given)
+    assert [source.label for source in plan.sources] == [
+        "their_model",
+        "random",
+        "other",
+        read_published("supervised_r50_torchvision_v1").title,
+    ]
+    assert [source.make and source.make[2] for source in plan.sources] == [
+        str(tmp_path / "their_model.pth.tar"),
+        None,
+        address,
+        "supervised_r50_torchvision_v1",
+    ]
+    assert len({source.key for source in plan.sources}) == 4
+    assert [source.key for source in make_plan(suite, given).sources] == [source.key for source in plan.sources]
+
+
+def test_a_foreign_file_may_state_where_its_backbone_is_and_how_it_wants_its_pixels(own: Path, tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "a.pth")
+    pixels = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "order": "rgb"}
+    entry = {"file": str(tmp_path / "a.pth"), "name": "theirs", "take": "net:x.", "pixels": pixels}
+    plain = {"file": str(tmp_path / "a.pth"), "name": "theirs"}
+    (stated, bare) = make_plan(suite_text(own, checkpoints=[entry, plain])).sources
+    assert stated.make is not None and bare.make is not None
+    assert stated.make[4:] == (
+        "--name",
+        "theirs",
+        "--take",
+        "net:x.",
+        "--mean",
+        "0.5,0.5,0.5",
+        "--std",
+        "0.25,0.25,0.25",
+    )
+    assert bare.make[4:] == ("--name", "theirs") and bare.card_path != stated.card_path
+
+
+def test_a_failure_note_shows_in_the_plan(own: Path) -> None:
     plan = make_plan(suite_text(own, checkpoints=[{"card": str(own / "checkpoint")}]))
     cell = next(plan.cells()).cell
     assert cell is not None

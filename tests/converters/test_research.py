@@ -1,0 +1,194 @@
+"""Files as methods' own code writes them are read whole: the right encoder, every tensor, and nothing else."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from converters.layouts import LAYOUTS, research
+from converters.layouts.table import Content
+from converters.opening import Opened
+from converters.read import Checkpoint, identify, read
+from tests.converters.made import Made, State, write
+from tests.converters.made_research import MADE
+from zoo.backbone import build
+from zoo.errors import CheckpointError
+
+ARCH = "resnet18"
+METHODS = {
+    "simsiam": "SimSiam",
+    "simsiam_unwrapped": "SimSiam",
+    "moco_v1_raw": "MoCo v1 (or PCL v1: same names)",
+    "moco_v1_cleaned": "MoCo v1 (or PCL v1: same names)",
+    "moco_v2_raw": "MoCo v2 (or PCL v2, CLSA, AdCo: same names)",
+    "moco_v2_cleaned": "MoCo v2 (or PCL v2, CLSA, AdCo: same names)",
+    "moco_v2_bare": "MoCo v2 (or PCL v2, CLSA, AdCo: same names)",
+    "pcl_v2": "MoCo v2 (or PCL v2, CLSA, AdCo: same names)",
+    "moco_v3": "MoCo v3",
+    "dino": "DINO (teacher)",
+    "dino_norm_in_head": "DINO (teacher)",
+    "swav_published": "SwAV",
+    "swav_training": "SwAV",
+    "deepcluster_v2": "DeepCluster v2 (or SeLa v2: several sets of prototypes)",
+    "barlow_twins": "Barlow Twins",
+    "vicreg": "VICReg",
+    "insdis": "InsDis or MoCo v1",
+    "pirl": "PIRL",
+    "pycontrast_moco": "MoCo v1 (PyContrast)",
+    "pycontrast_moco_v2": "MoCo v2 (PyContrast)",
+    "infomin": "InfoMin",
+    "pixpro_published": "PixPro",
+    "pixpro_no_transform": "PixPro",
+    "pixpro_training": "PixPro",
+}
+
+
+@pytest.fixture(scope="module", params=list(MADE))
+def case(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Made, Checkpoint]]:
+    """A written file, what is true of it, and what was read; one at a time, for a file is tens of megabytes."""
+    made = MADE[request.param](ARCH)
+    path = write(made, tmp_path_factory.mktemp("made") / f"{request.param}.pth.tar")
+    yield request.param, made, read(path)
+    path.unlink()
+
+
+def test_every_tensor_of_the_right_encoder_is_read(case: tuple[str, Made, Checkpoint]) -> None:
+    name, made, found = case
+    assert (found.reading.layout, found.arch, found.reading.method) == (made.layout, ARCH, METHODS[name])
+    assert found.state.keys() == made.backbone.keys() and len(found.state) == 120
+    assert all(torch.equal(found.state[key], tensor) for key, tensor in made.backbone.items())
+    assert all(found.state[key].dtype == tensor.dtype for key, tensor in made.backbone.items())
+
+
+def test_all_other_names_belong_to_a_known_group(case: tuple[str, Made, Checkpoint]) -> None:
+    _, made, found = case
+    reading = found.reading
+    assert reading.groups.keys() == made.groups and not reading.unexpected
+    counted = len(reading.state) + sum(map(len, reading.groups.values()))
+    assert counted == len(found.content.state_dicts[reading.where].tensors)
+
+
+def test_exactly_one_layout_fits(case: tuple[str, Made, Checkpoint]) -> None:
+    _, made, found = case
+    assert [name for name, reader in LAYOUTS.items() if reader(found.content) is not None] == [made.layout]
+
+
+@torch.no_grad()
+def test_features_are_those_of_the_sources_own_network(case: tuple[str, Made, Checkpoint]) -> None:
+    _, made, found = case
+    with torch.device("meta"):
+        network = build(found.arch)
+    network.load_state_dict(found.state, assign=True)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    ours, theirs = network.eval()(images), made.forward(images)
+    assert ours.shape == theirs.shape == (2, 512) and theirs.std() > 0.01
+    assert (ours - theirs).abs().max() < 1e-5
+
+
+def content(value: Any) -> Content:
+    """As if it had been read from a file."""
+    return Content(
+        Opened(path=Path("a.pth"), container="torch zip", way="weights_only", content=value, metadata={}, reduced=())
+    )
+
+
+def names(*prefixes: str) -> State:
+    """A few names of every prefix."""
+    return {f"{prefix}{name}": torch.zeros(1) for prefix in prefixes for name in ("conv1.weight", "layer1.0.bn1.bias")}
+
+
+def tensors(*given: str) -> State:
+    return {name: torch.zeros(1) for name in given}
+
+
+def fits(value: Any) -> list[str]:
+    return [name for name, reader in LAYOUTS.items() if reader(content(value)) is not None]
+
+
+def test_the_student_of_dino_can_be_had_by_its_address() -> None:
+    made = MADE["dino"](ARCH)
+    found = content(made.content)
+    (note,) = identify(found).notes
+    assert note == "the teacher is read; the student is beside it: --take 'student:module.backbone.'"
+    student = identify(found, note.split("'")[1])
+    assert not torch.equal(student.state["conv1.weight"], made.backbone["conv1.weight"])
+    assert torch.equal(student.state["conv1.weight"], made.content["student"]["module.backbone.conv1.weight"])
+
+
+def test_swavs_pixel_statistics_are_told() -> None:
+    found = research.swav(
+        content(names("module.") | tensors("module.projection_head.0.weight", "module.prototypes.weight"))
+    )
+    assert found is not None and found.notes == (research.SWAV_STD,) and "0.228, 0.224, 0.225" in research.SWAV_STD
+
+
+def test_simsiams_frozen_bias_is_part_of_the_projector() -> None:
+    found = research.simsiam(content(MADE["simsiam"](ARCH).content))
+    assert found is not None and "encoder.fc.6.bias" in found.groups["projector"]
+    assert len(found.groups["projector"]) == 17 and len(found.groups["predictor"]) == 8  # §1.5
+
+
+def test_a_tensor_of_the_query_encoder_is_not_replaced_by_the_key_encoders(tmp_path: Path) -> None:
+    made = MADE["moco_v2_raw"](ARCH)
+    keys: Tensor = made.content["state_dict"]["module.encoder_k.conv1.weight"]
+    assert not torch.equal(keys, made.backbone["conv1.weight"])  # else no test would tell which one was read
+    del made.content["state_dict"]["module.encoder_q.bn1.weight"]
+    with pytest.raises(CheckpointError) as caught:
+        read(write(made, tmp_path / "a.pth"))
+    assert "(moco): not a whole resnet18: 119 of 120 expected tensors found" in str(caught.value)
+    assert "missing: 1 tensors (bn1.weight)" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["encoder_q.fc.1.weight", "queue2", "xqueue", "encoder_q.0.conv1.weight"])
+def test_a_name_that_no_row_knows_is_unexpected(name: str) -> None:
+    found = research.moco(content({"state_dict": names("encoder_q.") | tensors(name)}))
+    assert found is not None and found.unexpected == (name,)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        names("encoder_k."),
+        names("encoder_q.0.", "encoder_k.0.") | tensors("queue", "queue_ptr"),  # mmselfsup 0.x, OpenSelfSup
+        tensors("base_encoder.cls_token", "momentum_encoder.cls_token", "predictor.0.weight"),  # MoCo v3, ViT
+        names("encoder.") | tensors("predictor.0.weight"),  # no projector of SimSiam's
+        names("encoder.") | tensors("encoder.fc.0.weight"),
+        names("encoder1.", "encoder2.") | tensors("head1.0.weight", "head2.0.weight"),  # CMC
+        names("encoder.") | tensors("projector.linear1.weight"),
+        names("encoder.", "encoder_k.") | tensors("projector.linear1.weight", "queue"),  # SoCo
+        names("backbone.") | tensors("projector.0.weight", "projector.0.bias", "classifier.weight"),  # solo-learn
+        names("backbone.") | tensors("projector.0.weight"),
+        names("") | tensors("projection_head.0.weight"),
+    ],
+)
+def test_what_only_looks_alike_is_not_taken(state: State) -> None:
+    readers = (getattr(research, name) for name in LAYOUTS if hasattr(research, name))
+    assert not [found for reader in readers if (found := reader(content({"model": state}))) is not None]
+
+
+def test_a_teacher_alone_is_read_and_a_student_alone_is_not() -> None:
+    state = names("backbone.") | tensors("head.mlp.0.weight", "head.last_layer.weight_v")
+    found = research.dino(content({"teacher": state}))
+    assert found is not None and found.notes == () and not found.unexpected
+    assert research.dino(content({"student": state})) is None
+
+
+def test_barlow_twins_and_vicreg_are_told_apart() -> None:
+    shared = names("backbone.") | tensors("projector.0.weight", "projector.1.bias", "projector.6.weight")
+    assert fits({"model": shared | tensors("bn.running_mean")}) == ["barlow_twins"]
+    assert fits({"model": shared | tensors("projector.0.bias")}) == ["vicreg"]
+    assert fits({"model": shared | tensors("projector.0.bias", "bn.running_mean")}) == ["barlow_twins"]
+
+
+def test_a_head_more_or_less_names_the_method() -> None:
+    headless = research.moco(content(names("encoder_q.")))
+    assert headless is not None and headless.method == "MoCo (which version is not said: no head)"
+
+
+def test_methods_are_stated_for_every_made_file() -> None:
+    assert METHODS.keys() == MADE.keys()
