@@ -16,7 +16,7 @@ from converters.layouts.table import Content, Reading
 from converters.opening import Opened, open_checkpoint
 from converters.read import addresses, check, identify
 from converters.unpickle import Reduced
-from zoo.backbone import canonical_shapes, fingerprint
+from zoo.backbone import canonical_shapes, fingerprint, required_names
 from zoo.errors import CheckpointError
 
 TRAINED: Final = (
@@ -26,7 +26,10 @@ TRAINED: Final = (
     "prototypes",
     "head",
 )  # groups that belong to the trained model
-FROZEN: Final = {"simsiam": ("encoder.fc.6.bias",)}  # in the file and never trained (protocols §1.1)
+FROZEN: Final = {  # in the file and never trained (protocols §1.1, §3.1)
+    "simsiam": ("encoder.fc.6.bias",),
+    "solo_learn": ("projector.6.bias",),
+}
 _EPOCHS: Final = {  # where a layout's file says how many epochs are completed (§1.5; their main_*.py)
     **dict.fromkeys(
         ("simsiam", "moco", "moco_v3", "dino", "swav", "barlow_twins", "vicreg", "pycontrast", "pixpro"), ("epoch",)
@@ -84,12 +87,11 @@ def _identity(reading: Reading, arch: str | None) -> dict[str, Any]:
 def _coverage(content: Content, reading: Reading, arch: str | None) -> dict[str, Any]:
     shapes = {} if arch is None else canonical_shapes(arch)
     matched = [name for name, shape in shapes.items() if name in reading.state and reading.state[name].shape == shape]
-    counters = any(name.endswith("num_batches_tracked") for name in reading.state)
-    expected = [name for name in shapes if counters or not name.endswith("num_batches_tracked")]
+    expected = required_names(reading.state, arch) if arch else set[str]()
     return {
         "matched": len(matched),
         "expected": len(expected) if arch else None,
-        "missing": sorted(set(expected) - set(reading.state)),
+        "missing": sorted(expected - set(reading.state)),
         "unexpected": [*reading.unexpected, *sorted(set(reading.state) - set(shapes))]
         if arch
         else [*reading.unexpected],

@@ -16,7 +16,7 @@ from converters.layouts import LAYOUTS
 from converters.layouts.refusals import REFUSALS
 from converters.layouts.table import Content, Reading, StateDict, is_canonical
 from converters.opening import Opened, open_checkpoint
-from zoo.backbone import COUNTER, LAYERS, canonical_shapes, state_problems
+from zoo.backbone import COUNTER, LAYERS, canonical_shapes, required_names, state_problems
 from zoo.errors import CheckpointError, several
 from zoo.resnet import Bottleneck
 
@@ -84,7 +84,7 @@ def check(content: Content, reading: Reading) -> tuple[str | None, list[str]]:
     found = state_problems(reading.state, arch)
     if not found and not reading.unexpected:
         return arch, []
-    expected = len(canonical_shapes(arch))
+    expected = len(required_names(reading.state, arch))
     matched = sum(
         tuple(reading.state[name].shape) == shape
         for name, shape in canonical_shapes(arch).items()

@@ -77,7 +77,7 @@ def check_state(state: Mapping[str, Tensor], arch: str, *, source: str) -> None:
     """Raise CheckpointError unless `state` is exactly `arch`'s canonical state (counters: all or none), finite."""
     problems = state_problems(state, arch)
     if problems:
-        required = _required(state, arch)
+        required = required_names(state, arch)
         matched = len(set(state) & required)
         title = f"{source} is not a whole {arch}: {matched} of {len(required)} expected tensors found."
         raise CheckpointError(several(title, problems[:20]))
@@ -88,7 +88,7 @@ def state_problems(state: Mapping[str, Tensor], arch: str) -> list[str]:
 
     Values are looked at only where shape and type are right: a tensor may claim any shape in a few bytes.
     """
-    shapes, required = canonical_shapes(arch), _required(state, arch)
+    shapes, required = canonical_shapes(arch), required_names(state, arch)
     problems = [f"missing: {_listed(required - set(state))}"] if required - set(state) else []
     problems += [f"unexpected: {_listed(set(state) - set(shapes))}"] if set(state) - set(shapes) else []
     found = (tensor_problem(name, state[name], shapes[name]) for name in sorted(set(state) & set(shapes)))
@@ -109,8 +109,8 @@ def tensor_problem(name: str, tensor: Tensor, shape: tuple[int, ...]) -> str | N
     return None if torch.isfinite(tensor).all() else f"{name}: holds NaN or infinite values"
 
 
-def _required(state: Mapping[str, Tensor], arch: str) -> set[str]:
-    """The names that must be there: batch counters all or none."""
+def required_names(state: Mapping[str, Tensor], arch: str) -> set[str]:
+    """The canonical names that must be there: batch counters all or none."""
     names = set(canonical_shapes(arch))
     counters = {name for name in names if name.endswith(COUNTER)}
     return names if counters & set(state) else names - counters

@@ -70,6 +70,8 @@ class Row:
 
     name: str
     layout: str
+    method: str
+    unexpected: tuple[str, ...]
     detected: tuple[str, ...]
     equal: int
     tensors: int
@@ -104,10 +106,16 @@ def row(name: str, folder: Path) -> Row:
     opened = open_checkpoint(path)
     content = Content(opened)
     found = understand(opened)
-    equal = sum(torch.equal(found.state[key], tensor) for key, tensor in made.backbone.items() if key in found.state)
+    equal = sum(
+        torch.equal(found.state[key], tensor) and found.state[key].dtype == tensor.dtype
+        for key, tensor in made.backbone.items()
+        if key in found.state
+    )
     return Row(
         name=name,
         layout=made.layout,
+        method=found.reading.method,
+        unexpected=found.reading.unexpected,
         detected=tuple(key for key, reader in LAYOUTS.items() if reader(content) is not None),
         equal=equal if found.state.keys() == made.backbone.keys() else -1,
         tensors=len(made.backbone),

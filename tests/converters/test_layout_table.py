@@ -8,8 +8,46 @@ import pytest
 
 from converters.__main__ import Target
 from converters.layouts import LAYOUTS
-from tests.converters.layout_table import DAMAGE, DOCUMENT, MADE, PARITY, WRITERS, row, written
+from tests.converters.layout_table import ARCH, DAMAGE, DOCUMENT, MADE, PARITY, WRITERS, row, written
 
+METHODS = {  # what is said of a file; of all others: not said by the file
+    "simsiam": "SimSiam",
+    "simsiam_unwrapped": "SimSiam",
+    "moco_v1_raw": "MoCo v1 (or PCL v1: same names)",
+    "moco_v1_cleaned": "MoCo v1 (or PCL v1: same names)",
+    "moco_v2_raw": "MoCo v2 (or PCL v2, CLSA, AdCo: same names)",
+    "moco_v2_cleaned": "MoCo v2 (or PCL v2, CLSA, AdCo: same names)",
+    "moco_v2_bare": "MoCo v2 (or PCL v2, CLSA, AdCo: same names)",
+    "pcl_v2": "MoCo v2 (or PCL v2, CLSA, AdCo: same names)",
+    "moco_v3": "MoCo v3",
+    "dino": "DINO (teacher)",
+    "dino_norm_in_head": "DINO (teacher)",
+    "swav_published": "SwAV",
+    "swav_training": "SwAV",
+    "deepcluster_v2": "DeepCluster v2 (or SeLa v2: several sets of prototypes)",
+    "barlow_twins": "Barlow Twins",
+    "vicreg": "VICReg",
+    "insdis": "InsDis or MoCo v1",
+    "pirl": "PIRL",
+    "pycontrast_moco": "MoCo v1 (PyContrast)",
+    "pycontrast_moco_v2": "MoCo v2 (PyContrast)",
+    "infomin": "InfoMin",
+    "pixpro_published": "PixPro",
+    "pixpro_no_transform": "PixPro",
+    "pixpro_training": "PixPro",
+    "mmselfsup_simsiam": "SimSiam",
+    "mmselfsup_moco": "MoCo",
+    "openselfsup_moco": "MoCo",
+    "openselfsup_byol": "BYOL",
+    "densecl": "DenseCL",
+    "mmpretrain_simsiam": "SimSiam",
+    "mmpretrain_byol": "BYOL",
+    "mmpretrain_moco": "MoCo",
+    "mmpretrain_barlow": "Barlow Twins",
+    "mmpretrain_swav": "SwAV",
+    "mmpretrain_classifier": "a classifier: supervised, or trained on features",
+    "byol": "BYOL",
+}
 MUST_BE_RIGHT = {"fp16", "counters dropped"}
 
 
@@ -17,7 +55,8 @@ MUST_BE_RIGHT = {"fp16", "counters dropped"}
 def test_a_layout(name: str, tmp_path: Path) -> None:
     found = row(name, tmp_path)
     assert found.detected == (found.layout,)
-    assert found.equal == found.tensors
+    assert found.equal == found.tensors and not found.unexpected
+    assert (found.method, found.groups) == (METHODS.get(name, "not said by the file"), MADE[name](ARCH).groups)
     assert found.parity < PARITY
     counted = Counter(found.outcomes.values())
     assert counted["refused"] + counted["right"] == len(DAMAGE) + 1, found.outcomes

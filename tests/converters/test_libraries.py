@@ -1,7 +1,7 @@
 """Files as libraries write them are read whole: the right backbone, every tensor, and nothing else."""
 
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,75 +13,15 @@ from torch import Tensor
 from converters.layouts import LAYOUTS
 from converters.layouts.table import Content
 from converters.opening import Opened
-from converters.read import Checkpoint, identify, read, understand
+from converters.read import identify, read, understand
 from converters.to_detectron2 import arrays
 from tests.converters import made_libraries
-from tests.converters.made import Made, State, write
+from tests.converters.made import State
 from tests.converters.made_libraries import MADE
 from zoo.backbone import COUNTER, build
 from zoo.errors import CheckpointError
 
 ARCH = "resnet18"
-UNSAID = "not said by the file"
-METHODS = {
-    "mmselfsup_simsiam": "SimSiam",
-    "mmselfsup_moco": "MoCo",
-    "openselfsup_moco": "MoCo",
-    "openselfsup_byol": "BYOL",
-    "densecl": "DenseCL",
-    "mmpretrain_simsiam": "SimSiam",
-    "mmpretrain_byol": "BYOL",
-    "mmpretrain_moco": "MoCo",
-    "mmpretrain_barlow": "Barlow Twins",
-    "mmpretrain_swav": "SwAV",
-    "mmpretrain_classifier": "a classifier: supervised, or trained on features",
-    "byol": "BYOL",
-}
-
-
-@pytest.fixture(scope="module", params=list(MADE))
-def case(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, Made, Checkpoint]]:
-    """A written file, what is true of it, and what was read; one at a time, for a file is tens of megabytes."""
-    made = MADE[request.param](ARCH)
-    suffix = {"torch": ".pth", "pickle": ".pkl", "safetensors": ".safetensors"}[made.save]
-    path = write(made, tmp_path_factory.mktemp("made") / f"{request.param}{suffix}")
-    yield request.param, made, read(path)
-    path.unlink()
-
-
-def test_every_tensor_of_the_right_backbone_is_read(case: tuple[str, Made, Checkpoint]) -> None:
-    name, made, found = case
-    assert (found.reading.layout, found.arch, found.reading.method) == (made.layout, ARCH, METHODS.get(name, UNSAID))
-    assert found.state.keys() == made.backbone.keys()
-    assert len(found.state) == (100 if made.save == "pickle" else 120)  # arrays come without batch counters
-    assert all(torch.equal(found.state[key], tensor) for key, tensor in made.backbone.items())
-    assert all(found.state[key].dtype == tensor.dtype for key, tensor in made.backbone.items())
-
-
-def test_all_other_names_belong_to_a_known_group(case: tuple[str, Made, Checkpoint]) -> None:
-    name, made, found = case
-    reading = found.reading
-    assert reading.groups.keys() == made.groups and not reading.unexpected
-    if name != "byol":  # whose tensors lie in a mapping a module
-        beside = 0 if reading.layout != "vissl" else len(reading.groups.get("head", ()))
-        counted = len(reading.state) + sum(map(len, reading.groups.values())) - beside
-        assert counted == len(found.content.state_dicts[reading.where].tensors)
-
-
-def test_exactly_one_layout_fits(case: tuple[str, Made, Checkpoint]) -> None:
-    _, made, found = case
-    assert [name for name, reader in LAYOUTS.items() if reader(found.content) is not None] == [made.layout]
-
-
-@torch.no_grad()
-def test_features_are_those_of_the_librarys_own_network(case: tuple[str, Made, Checkpoint]) -> None:
-    name, made, found = case
-    side = 65 if name == "byol" else 64  # DeepMind's padding is torchvision's on odd sides only
-    ours, theirs = features(found.state, side), made.forward(picture(side))
-    assert ours.shape == theirs.shape == (2, 512) and theirs.std() > 0.01
-    assert (ours - theirs).abs().max() < 1e-5 * max(1, theirs.abs().max())
 
 
 def picture(side: int) -> Tensor:
@@ -296,13 +236,7 @@ def test_an_array_of_another_form_is_refused_for_its_shape() -> None:
     made.content["experiment_state"]["another_net"] = {}
     with pytest.raises(CheckpointError) as caught:
         understand(content(as_tensors(made.content)).opened)
-    assert "(byol): not a whole resnet18: 98 of 120 expected tensors found" in str(caught.value)
+    assert "(byol): not a whole resnet18: 98 of 100 expected tensors found" in str(caught.value)
     assert "bn1.weight: expected shape (64,), found (2, 64)" in str(caught.value)
     assert "conv1.weight: expected shape (64, 3, 7, 7), found (9,)" in str(caught.value)
     assert "unexpected: 2 tensors that byol does not have (another_net, online_params/surprise/w)" in str(caught.value)
-
-
-def test_every_layout_of_a_library_is_tried() -> None:
-    research = {"simsiam", "moco", "moco_v3", "dino", "swav", "barlow_twins", "vicreg", "pycontrast", "pixpro"}
-    made = {"torchvision", "mm_extracted", "backbone", "mmselfsup0", "openselfsup", "mmselfsup1", "vissl", "lightly"}
-    assert LAYOUTS.keys() - research == made | {"solo_learn", "detectron2", "byol"}
