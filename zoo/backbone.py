@@ -106,7 +106,14 @@ def tensor_problem(name: str, tensor: Tensor, shape: tuple[int, ...]) -> str | N
         return f"{name}: expected a number, found {tensor.dtype}" if wrong else None
     if not tensor.is_floating_point():
         return f"{name}: expected floating-point values, found {tensor.dtype}"
-    return None if torch.isfinite(tensor).all() else f"{name}: holds NaN or infinite values"
+    return None if _is_finite(tensor) else f"{name}: holds NaN or infinite values"
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """By a sum in fp64, which NaN and infinity go through: no temporary of the tensor's size."""
+    short = tensor.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    total = tensor.sum(dtype=torch.float64) if short else tensor.double().sum()
+    return bool(torch.isfinite(total)) or bool(torch.isfinite(tensor.double()).all())  # the sum itself may overflow
 
 
 def required_names(state: Mapping[str, Tensor], arch: str) -> set[str]:

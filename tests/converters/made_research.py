@@ -321,11 +321,8 @@ MADE: Final[dict[str, Callable[[str], Made]]] = {
     "moco_v1_cleaned": partial(moco, deep=False, form="cleaned"),
     "moco_v2_raw": partial(moco, deep=True),
     "moco_v2_cleaned": partial(moco, deep=True, form="cleaned"),
-    "moco_v2_bare": partial(moco, deep=True, form="bare"),
-    "pcl_v2": partial(moco, deep=True, keys=KEYS // 4),
     "moco_v3": moco_v3,
     "dino": dino,
-    "dino_norm_in_head": partial(dino, norm=True),
     "swav_published": swav,
     "swav_training": partial(swav, training=True),
     "deepcluster_v2": partial(swav, sets=3),
@@ -337,6 +334,5 @@ MADE: Final[dict[str, Callable[[str], Made]]] = {
     "pycontrast_moco_v2": partial(pycontrast, deep=True, jigsaw=False, momentum=True),
     "infomin": partial(pycontrast, deep=True, jigsaw=True, momentum=True),
     "pixpro_published": pixpro,
-    "pixpro_no_transform": partial(pixpro, depth=0),
     "pixpro_training": partial(pixpro, depth=2, instance=True, training=True),
 }
