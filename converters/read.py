@@ -201,12 +201,10 @@ def _unknown(content: Content) -> str:
     names = ", ".join(largest.wrapper + name for name in list(largest.tensors)[:SHOWN])
     place = f" under {'/'.join(largest.where)}" if largest.where else ""
     seen = f"none of the known layouts. Found {total} tensors{place}: {names}{', …' if total > SHOWN else ''}"
-    nearest = max(content.attempts, key=lambda attempt: attempt.known, default=None)
+    known, nearest = max(((a.known, a) for a in content.attempts), key=lambda pair: pair[0], default=(0, None))
     near = ""
-    if nearest is not None and nearest.known:
+    if nearest is not None and known:
         lacks = [f"no name like {anchor}" for anchor in nearest.lacks]
         has = [f"names like {pattern}" for pattern in nearest.forbidden]
-        near = (
-            f"\nNearest: {nearest.layout}, which knows {nearest.known} of them; but there are {', '.join(lacks + has)}."
-        )
+        near = f"\nNearest: {nearest.layout}, which knows {known} of them; but there are {', '.join(lacks + has)}."
     return f"{seen}.{near}\n{_addresses(content)}"

@@ -8,6 +8,7 @@ refused: so a file is read whole or not at all.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from torch import Tensor
@@ -60,9 +61,14 @@ class Attempt:
     """How near a file came to a layout that it is not of."""
 
     layout: str
-    known: int
     lacks: tuple[str, ...]  # the anchors that match nothing
     forbidden: tuple[str, ...]  # what it has and this layout has not
+    count: Callable[[], int]
+
+    @property
+    def known(self) -> int:
+        """How many names the layout knows: counted only where somebody asks."""
+        return self.count()
 
 
 @dataclass
@@ -106,11 +112,11 @@ class Content:
                 continue
             lacks = tuple(anchor for anchor in anchors if not _any(anchor, found.tensors))
             forbidden = tuple(pattern for pattern in absent if _any(pattern, found.tensors))
-            reading = _sorted(found, layout, method, backbone, others)
+            sort = partial(_sorted, found, layout, method, backbone, others)
             if not lacks and not forbidden:
-                return reading
-            known = len(found.tensors) - len(reading.unexpected)
-            self.attempts.append(Attempt(layout=layout, known=known, lacks=lacks, forbidden=forbidden))
+                return sort()
+            count = partial(_num_known, found, sort)
+            self.attempts.append(Attempt(layout=layout, lacks=lacks, forbidden=forbidden, count=count))
         return None
 
 
@@ -127,6 +133,10 @@ def prefixed(prefix: str) -> Rename:
 def is_canonical(name: str) -> bool:
     """Whether `name` has the form of a canonical name (of any depth)."""
     return _CANONICAL.fullmatch(name) is not None
+
+
+def _num_known(found: StateDict, sort: Callable[[], Reading]) -> int:
+    return len(found.tensors) - len(sort().unexpected)
 
 
 def _any(pattern: str, names: Mapping[str, Tensor]) -> bool:
