@@ -1,6 +1,7 @@
 """python -m converters inspect REFERENCE | convert REFERENCE OUT_FOLDER --to TARGET | verify A [B] | published"""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -74,6 +75,8 @@ def convert(
     out: Annotated[Path, typer.Argument(help="the folder that gets the weights and what belongs to them")],
     to: Annotated[Target, typer.Option(help="the target layout")] = "canonical",
     name: Annotated[str | None, typer.Option(help="canonical: row label on the page; by default the file's")] = None,
+    family: Annotated[str | None, typer.Option(help="canonical: the recipe; by default what is known, or NAME")] = None,
+    epochs: Annotated[int | None, typer.Option(min=0, help="canonical: completed ones, where no one says")] = None,
     take: Take = None,
     mean: Annotated[
         str | None, typer.Option(help="R,G,B in [0, 1] that the checkpoint's pixels were normalised by")
@@ -86,6 +89,7 @@ def convert(
     from converters.intake import take_in
 
     taken = take_in(reference, name=name, take=take, pixels=pixels)
+    taken = replace(taken, family=family or taken.family, epochs=taken.epochs if epochs is None else epochs)
     if taken.pixels_from == "assumed":
         typer.echo("pixels: taken to be RGB with ImageNet's mean and std, as the file does not say; else --mean, --std")
     ensure_writable(out)

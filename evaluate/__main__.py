@@ -7,18 +7,19 @@ run.py), then the benchmark's `run` (evaluate/<benchmark>.py).
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from converters import references
 from engines.launch import interpreter
 from evaluate.benchmarks import BENCHMARKS, load_benchmark
 from evaluate.cells import Cell, read_cell, resolve
-from evaluate.schedule import run_suite
-from evaluate.suite import make_plan
+from evaluate.estimates import estimate
+from evaluate.queue import run_suite
+from evaluate.status import report, standing, watch
+from evaluate.suite import Selection, make_plan, select
 from zoo.checkpoint import CARD_NAME
 from zoo.command import guarded
 from zoo.errors import CheckpointError, ConfigError
@@ -29,6 +30,10 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 Workers = Annotated[int, typer.Option("--workers", min=0, help="loader processes; no result depends on it")]
 Processes = Annotated[int, typer.Option("--procs", min=1, help="processes, one a GPU; no result depends on it")]
 SuitePath = Annotated[Path, typer.Argument(metavar="SUITE.yaml", help="a file of configs/suites/")]
+Place = Literal["local", "slurm"]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", min=1, help="tasks at once on this machine; default: the suite's, or one a GPU")
+]
 Added = Annotated[
     list[str] | None,
     typer.Option("--checkpoint", help="one more row: a file of any known layout, an address, a card; may be repeated"),
@@ -42,44 +47,59 @@ def _main() -> None:
 
 
 @app.command()
-def suite(path: SuitePath, checkpoint: Added = None, workers: Workers = DEFAULT_WORKERS, procs: Processes = 1) -> None:
+def suite(
+    path: SuitePath,
+    checkpoint: Added = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="checkpoints or benchmarks that fit this pattern (*, ?); may be repeated"),
+    ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="only what failed when it last ran")] = False,
+    force: Annotated[bool, typer.Option("--force", help="measure again what is measured already")] = False,
+    jobs: Jobs = None,
+    on: Annotated[Place, typer.Option(help="where the tasks run")] = "local",
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="slurm: stay until the jobs have ended")] = True,
+    workers: Workers = DEFAULT_WORKERS,
+    procs: Processes = 1,
+) -> None:
     """Run what is missing or failed, then write the page."""
-    raise typer.Exit(run_suite(path, added=checkpoint or (), num_workers=workers, num_processes=procs))
+    added = checkpoint or ()
+    selection = Selection(force=force)
+    if only or failed:
+        selection = select(make_plan(path, added), only=only or (), failed=failed, force=force)
+    raise typer.Exit(
+        run_suite(
+            path,
+            added=added,
+            num_workers=workers,
+            num_processes=procs,
+            jobs=jobs,
+            on=on,
+            wait=wait,
+            selection=selection,
+        )
+    )
 
 
 @app.command()
-def plan(path: SuitePath, checkpoint: Added = None) -> None:
-    """Print every cell of a suite and what would run."""
+def plan(path: SuitePath, checkpoint: Added = None, jobs: Jobs = None, procs: Processes = 1) -> None:
+    """Print every task of a suite, its state, and what it would take: time, memory and disk."""
     planned = make_plan(path, checkpoint or ())
-    page = planned.page()
-    rows = {row.key: row for row in page.rows}
-    table = Table("checkpoint", "benchmark", "seed", "state", "cell", title=f"suite {page.suite}")
-    for cell in page.cells:
-        table.add_row(rows[cell.row].label, cell.benchmark, str(cell.seed), cell.state, (cell.cell_id or "–")[:12])
-    console = Console()
-    console.print(table)
-    for name, reason in page.skipped.items():
-        console.print(f"skipped: {name}: {reason}", markup=False)
+    lines = estimate(planned, jobs=jobs, procs=procs).lines()
+    typer.echo("\n".join([f"suite {planned.suite.name}", *lines]))
 
 
 @app.command()
-def status(path: SuitePath, checkpoint: Added = None) -> None:
-    """Count the cells by state, and show the checkpoints and failures."""
-    planned = make_plan(path, checkpoint or ())
-    page = planned.page()
-    console = Console()
-    states = [cell.state for cell in page.cells]
-    console.print(f"suite {page.suite}: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
-    for row in page.rows:
-        console.print(f"  {row.label}: {row.state}{f' ({row.note})' if row.note else ''}")
-    for name, reason in page.skipped.items():
-        console.print(f"skipped: {name}: {reason}", markup=False)
-    for name in [row.key for row in page.rows] + [cell.cell_id for cell in page.cells if cell.cell_id]:
-        reason = planned.failure(name)
-        if reason:
-            console.print(
-                f"failed: {name[:40]}, log in {planned.folder / 'logs' / f'{name}.log'}\n{reason}", markup=False
-            )
+def status(
+    path: SuitePath,
+    checkpoint: Added = None,
+    follow: Annotated[bool, typer.Option("--watch", help="again every 2 s, until nobody runs the suite")] = False,
+) -> None:
+    """Count the cells by state; show what runs, and what failed with the last lines of its log."""
+    if follow:
+        watch(path, checkpoint or (), Console())
+    else:
+        typer.echo(report(standing(make_plan(path, checkpoint or ()))), nl=False)
 
 
 @app.command()
@@ -105,7 +125,6 @@ def run(
         typer.echo(f"{chosen.name} on {chosen.card.name}: measured already -> {path} (--force measures again)")
         return
     ensure_writable(target)
-    path.unlink(missing_ok=True)
     engine = BENCHMARKS[chosen.config.benchmark].ENGINE
     if engine is None:
         _spread(procs)
@@ -213,7 +232,7 @@ def _card_path(reference: str) -> Path:
 
 def _spread(procs: int) -> None:
     """With --procs N, become torchrun's launcher: run this same command as N processes and leave with their code."""
-    if procs > 1 and "WORLD_SIZE" not in os.environ:
+    if procs * int(os.environ.get("ZOO_NODES", 1)) > 1 and "WORLD_SIZE" not in os.environ:
         from zoo.distributed import launch
 
         raise typer.Exit(launch(procs, ["evaluate", *sys.argv[1:]]))

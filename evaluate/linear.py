@@ -165,25 +165,36 @@ class _Trainer:
 
 
 def _train(job: Job, extractor: "Extractor", trainers: Sequence[_Trainer]) -> list[dict[str, Any]]:
-    """Train all heads to their last epochs; what happened, an entry a head and epoch."""
+    """Train all heads to their last epochs; what happened, an entry a head and epoch.
+
+    Raises KeyboardInterrupt when asked to stop, the state saved.
+    """
+    from zoo.distributed import any_process
+    from zoo.interrupt import deferred
+
     settings: Settings = job.settings
     labels = _tensor(job.manifests["train"].labels)
     plan = _plan(len(labels), settings.epochs, settings.chunk, job.seed)
     history: list[dict[str, Any]] = []
     begun = _resume(job, trainers, history)
     saved = time.monotonic()
-    for number, rows in enumerate(_feature_chunks(job, extractor, plan[begun:]), start=begun):
-        chunk = plan[number]
-        indices = _tensor(chunk.indices)
-        for trainer in trainers:
-            if chunk.epoch < trainer.plan.recipe.epochs:
-                stage = rows[trainer.stage]
-                trainer.step(chunk.epoch, stage, labels[indices].to(stage.device), indices)
-        if chunk.is_last:
-            history += _epoch_ends(job, trainers, chunk.epoch)
-        if time.monotonic() - saved >= 60 * job.execution.save_minutes and number + 1 < len(plan):
-            _save(job, trainers, history, number + 1)
-            saved = time.monotonic()
+    with deferred() as interrupted:
+        for number, rows in enumerate(_feature_chunks(job, extractor, plan[begun:]), start=begun):
+            chunk = plan[number]
+            indices = _tensor(chunk.indices)
+            for trainer in trainers:
+                if chunk.epoch < trainer.plan.recipe.epochs:
+                    stage = rows[trainer.stage]
+                    trainer.step(chunk.epoch, stage, labels[indices].to(stage.device), indices)
+            if chunk.is_last:
+                history += _epoch_ends(job, trainers, chunk.epoch)
+            stop = any_process(interrupted(), job.me)
+            if stop or time.monotonic() - saved >= 60 * job.execution.save_minutes and number + 1 < len(plan):
+                _save(job, trainers, history, number + 1)
+                saved = time.monotonic()
+            if stop:
+                log.info("linear: stopped after %d of %d chunks", number + 1, len(plan))
+                raise KeyboardInterrupt
     return history
 
 

@@ -1,129 +1,78 @@
-"""What a suite consists of: its schema, its checkpoints, its cells, and how far each of them is. Needs no torch.
+"""What a suite consists of: its checkpoints, its cells, and how far each of them is. Needs no torch.
 
-A checkpoint source is a folder with a card, or a command that will make one. A source not yet made is keyed by its
-recipe; its cells get their ids once it exists (DESIGN §1). Nothing is stored about progress that the files themselves
-do not say: a card, a record, a cache folder, or the note of a failure.
+Nothing is stored about progress that the files themselves do not say: a card, a record, a cache folder, or the note of
+a failure. Planning a thousand checkpoints is a matter of a second, so it is done anew whenever something has changed.
 """
 
+import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
-
-from converters import references
-from engines.launch import interpreter
+from engines.launch import ENGINES, Name, interpreter
 from evaluate.benchmarks import BENCHMARKS, load_benchmark
-from evaluate.cells import Cell, benchmark_datasets, cell_id, write_cell
+from evaluate.cells import Cell, benchmark_datasets, write_cell
 from evaluate.job import feature_keys
+from evaluate.sources import Source, entry_of, repeated, sources
+from evaluate.suite_file import SuiteConfig
 from zoo.benchmark import BenchmarkConfig
-from zoo.checkpoint import CARD_NAME, CheckpointCard, read_card
-from zoo.config import Strict, load
-from zoo.datasets import Identity, identity
-from zoo.errors import CheckpointError, ConfigError, NoDataError, ZooError, several
-from zoo.files import ROOT, cache_dir, digest, remembered_sha256, runs_dir
+from zoo.config import load
+from zoo.datasets import Identity
+from zoo.errors import ConfigError, NoDataError, ZooError, several
+from zoo.files import cache_dir, canonical_json, runs_dir
 from zoo.page import Page, PageCell, PageRow
-from zoo.recipe import PretrainConfig, row_label, run_key
-from zoo.transforms import Pixels
 
-Positive = Annotated[int, Field(gt=0)]
-_KINDS = ("pretrain", "supervised", "random", "raw_pixels", "card", "file")
-
-
-class Reestimate(Strict):
-    """Which images an untrained network's batch-norm statistics are estimated on."""
-
-    dataset: str
-    split: str
-    images: Positive
-    resize: Positive
-    crop: Positive
-
-
-class CheckpointEntry(Strict):
-    """One line of a suite's `checkpoints`: exactly one kind, and what goes with it."""
-
-    pretrain: str | None = None  # a configs/pretrain file: trained here
-    supervised: str | None = None  # the same, method supervised
-    random: Literal["resnet18", "resnet34", "resnet50", "resnet101"] | None = None  # untrained weights
-    reestimate: Reestimate | None = None  # random only
-    raw_pixels: Literal[True] | None = None  # no network
-    card: str | None = None  # a card.yaml, or its folder
-    file: str | None = None  # a checkpoint file of any known layout, an address of one, or a published one's name
-    name: str | None = None  # file only: the row label
-    take: str | None = None  # file only: "WHERE:PREFIX" of the backbone where no layout describes the file
-    pixels: Pixels | None = None  # file only: how the checkpoint wants its input, where that is not ImageNet's way
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None  # pretrain, supervised, random
-    expect: Literal["collapse"] | None = None  # pretrain only: being stopped as collapsed is the right outcome
-    benchmarks: tuple[str, ...] | None = None  # only these of the suite's
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> "CheckpointEntry":
-        kinds = [kind for kind in _KINDS if getattr(self, kind) is not None]
-        if len(kinds) != 1:
-            raise ValueError(f"expected exactly one of {', '.join(_KINDS)}, found {', '.join(kinds) or 'none'}")
-        allowed: dict[str, tuple[str, ...]] = {"reestimate": ("random",), "expect": ("pretrain",)}
-        allowed |= {"name": ("file",), "take": ("file",), "pixels": ("file",)}
-        allowed["seeds"] = ("pretrain", "supervised", "random")
-        wrong = [key for key, owners in allowed.items() if getattr(self, key) is not None and kinds[0] not in owners]
-        if wrong:
-            raise ValueError(f"{', '.join(wrong)}: not for {kinds[0]}")
-        return self
-
-
-class SuiteConfig(Strict):
-    """configs/suites/NAME.yaml."""
-
-    name: str
-    checkpoints: tuple[CheckpointEntry, ...]  # none: all come from --checkpoint
-    benchmarks: Annotated[tuple[str, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)]  # of training on top of a checkpoint
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """One checkpoint of a suite: where its card is or will be, and the command that makes it."""
-
-    key: str
-    label: str
-    card_path: Path
-    make: tuple[str, ...] | None  # `python -m …` arguments; None when nothing of ours can make it
-    expect_collapse: bool
-    benchmarks: tuple[str, ...]
-    collapse_rule: dict[str, Any] | None
-
-    @property
-    def folder(self) -> Path:
-        return self.card_path.parent
-
-    @cached_property
-    def card(self) -> CheckpointCard | None:
-        """The card once it exists. Raises CheckpointError when its weights are not the ones it names."""
-        return read_card(self.card_path) if self.card_path.exists() else None
-
-    def collapsed(self) -> str | None:
-        """A few words when the run was stopped as collapsed, by the rule that still stands."""
-        path = self.folder / "collapsed.json"
-        if self.card_path.exists() or not path.exists():
-            return None
-        try:
-            found = json.loads(path.read_text())
-            return f"collapsed, stopped at step {found['step']}" if found["rule"] == self.collapse_rule else None
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(f"{path}: unreadable ({error}); remove it to train again.") from error
+__all__ = ["Plan", "PlannedCell", "Selection", "Source", "SuiteConfig", "make_plan", "select"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedCell:
-    """A cell of the suite; `cell` is None until its checkpoint exists."""
+    """A cell of the suite; `cell` is None until its checkpoint exists, and where it cannot run here."""
 
     source: Source
     benchmark: str
     seed: int
     cell: Cell | None
+
+    @property
+    def features_key(self) -> str | None:
+        """The task that extracts its features with those of the checkpoint's other cells on the same images."""
+        return f"features-{self.source.key}-{self.cell.config.dataset}" if self.cell is not None else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which of a suite's tasks a run is to do; by default all. Made by `select`.
+
+    only: patterns (*, ?, [..]; case does not count) of which one must fit a checkpoint's label or key, or a benchmark.
+    failed: keys of the tasks with a note of failure, where nothing else is to be tried. force: cells that are measured
+    already are measured again; their records are kept until the new ones are written.
+    """
+
+    only: tuple[str, ...] = ()
+    failed: frozenset[str] | None = None
+    force: bool = False
+
+    def wants(self, what: PlannedCell | Source) -> bool:
+        """Whether a cell is to be run, or a checkpoint made."""
+        source = what if isinstance(what, Source) else what.source
+        benchmarks = source.benchmarks if isinstance(what, Source) else (what.benchmark,)
+        if self.failed is not None:
+            keys = {source.key}
+            if isinstance(what, PlannedCell) and what.cell is not None:
+                keys |= {what.cell.id, what.features_key or ""}
+            if not keys & self.failed:
+                return False
+        return not self.only or any(
+            fnmatchcase(name.lower(), pattern.lower())
+            for pattern in self.only
+            for name in (source.label, source.key, *benchmarks)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,26 +92,62 @@ class Plan:
 
     def cells(self) -> Iterator[PlannedCell]:
         """Every cell, in page order. Deterministic benchmarks have one, whatever the suite's seeds."""
-        for source in self.sources:
-            for name in source.benchmarks:
-                config = self.configs[name]
-                one = BENCHMARKS[config.benchmark].deterministic(config.settings)
-                for seed in self.suite.seeds[:1] if one else self.suite.seeds:
-                    yield PlannedCell(source=source, benchmark=name, seed=seed, cell=self._cell(source, name, seed))
+        yield from self._cells
+
+    @cached_property
+    def _cells(self) -> tuple[PlannedCell, ...]:
+        return tuple(
+            PlannedCell(source=source, benchmark=name, seed=seed, cell=self._cell(source, name, seed))
+            for source in self.sources
+            for name in source.benchmarks
+            for seed in self._seeds[name]
+        )
+
+    @cached_property
+    def _seeds(self) -> dict[str, tuple[int, ...]]:
+        """Benchmark → the seeds it is run with."""
+        return {
+            name: self.suite.seeds[:1]
+            if BENCHMARKS[config.benchmark].deterministic(config.settings)
+            else self.suite.seeds
+            for name, config in self.configs.items()
+        }
+
+    @cached_property
+    def _spelling(self) -> dict[str, tuple[str, str]]:
+        """Benchmark → what stands before and after its checkpoint's parts in the text that a cell's id is hashed from.
+
+        It is `cells.cell_id`'s canonical JSON, whose keys are in order; all but the checkpoint is spelt once.
+        """
+        spelling: dict[str, tuple[str, str]] = {}
+        for name, datasets in self.datasets.items():
+            config = self.configs[name]
+            who = canonical_json({role: one.sha256 for role, one in datasets.items()})
+            head = f'{{"benchmark":{canonical_json(config.benchmark)},"datasets":{who},"preprocessing":'
+            settings = canonical_json(config.settings.model_dump(mode="json"))
+            spelling[name] = (head, f',"settings":{settings},"tensors":')
+        return spelling
 
     def _cell(self, source: Source, name: str, seed: int) -> Cell | None:
-        if source.card is None or name in self.skipped:
+        if source.card is None or name not in self.datasets:
             return None
-        return Cell(
-            id=cell_id(self.configs[name], source.card, self.datasets[name], seed),
+        config = self.configs[name]
+        before, after = self._spelling[name]
+        stated = "null" if BENCHMARKS[config.benchmark].deterministic(config.settings) else str(seed)
+        text = f'{before}{source.preprocessing},"protocol":{config.protocol},"seed":{stated}{after}'
+        text += f'"{source.card.tensors_sha256}"}}'
+        cell = Cell(
+            id=hashlib.sha256(text.encode()).hexdigest(),
             name=name,
-            config=self.configs[name],
+            config=config,
             overrides=(),
             card=source.card,
             card_path=source.card_path,
             seed=seed,
             datasets=self.datasets[name],
         )
+        # a missing engine hides nothing that was measured where there was one
+        return None if name in self.skipped and not self.is_done(cell) else cell
 
     def is_done(self, cell: Cell) -> bool:
         return (self.records / f"{cell.id}.json").exists()
@@ -172,47 +157,50 @@ class Plan:
 
     def failure(self, task: str) -> str | None:
         """Why a task failed when it last ran; None when it has not."""
-        path = self.folder / "failed" / f"{task}.json"
-        return json.loads(path.read_text())["reason"] if path.exists() else None
+        try:
+            return json.loads((self.folder / "failed" / f"{task}.json").read_text())["reason"]
+        except FileNotFoundError:
+            return None
+
+    def done(self) -> frozenset[str]:
+        """Ids of the cells that have a record, in one look at the folder."""
+        return _names(self.records)
+
+    def failures(self) -> frozenset[str]:
+        """Keys of the tasks that left a note of failure."""
+        return _names(self.folder / "failed")
 
     def page(self) -> Page:
         """What the report shows: rows and cells in order, each with its state."""
-        cells = tuple(self._page_cell(planned) for planned in self.cells())
+        done, failed = self.done(), self.failures()
+        collapsed = {source.key: source.collapsed() for source in self.sources}
         return Page(
             suite=self.suite.name,
-            rows=tuple(self._row(source) for source in self.sources),
+            rows=tuple(_row(source, collapsed[source.key], failed) for source in self.sources),
             benchmarks=self.suite.benchmarks,
-            cells=cells,
+            cells=tuple(
+                PageCell(
+                    row=planned.source.key,
+                    benchmark=planned.benchmark,
+                    seed=planned.seed,
+                    cell_id=planned.cell.id if planned.cell else None,
+                    state=self._state(planned, done, failed, collapsed[planned.source.key]),
+                )
+                for planned in self._cells
+            ),
             skipped=self.skipped,
         )
 
-    def _row(self, source: Source) -> PageRow:
-        if source.card is not None:
-            return PageRow(key=source.key, label=source.card.name, state="ready", note=None)
-        collapsed, failure = source.collapsed(), self.failure(source.key)
-        if collapsed:
-            return PageRow(key=source.key, label=source.label, state="collapsed", note=collapsed)
-        if failure:
-            return PageRow(key=source.key, label=source.label, state="failed", note="its training failed")
-        return PageRow(key=source.key, label=source.label, state="waiting", note="not trained yet")
-
-    def _page_cell(self, planned: PlannedCell) -> PageCell:
-        state: Literal["done", "ready", "waiting", "skipped", "failed"]
-        if planned.benchmark in self.skipped:
-            state = "skipped"
-        elif planned.cell is None:
-            state = "skipped" if planned.source.collapsed() else "waiting"
-        elif self.is_done(planned.cell):
-            state = "done"
-        else:
-            state = "failed" if self.failure(planned.cell.id) else "ready"
-        return PageCell(
-            row=planned.source.key,
-            benchmark=planned.benchmark,
-            seed=planned.seed,
-            cell_id=planned.cell.id if planned.cell else None,
-            state=state,
-        )
+    def _state(
+        self, planned: PlannedCell, done: frozenset[str], failed: frozenset[str], collapsed: str | None
+    ) -> Literal["done", "ready", "waiting", "skipped", "failed"]:
+        if planned.cell is not None and planned.cell.id in done:
+            return "done"
+        if planned.benchmark in self.skipped or collapsed:
+            return "skipped"
+        if planned.cell is None:
+            return "waiting"
+        return "failed" if planned.cell.id in failed else "ready"
 
     def missing_features(self, cell: Cell) -> bool:
         """Whether a cell still waits for an extraction."""
@@ -225,34 +213,57 @@ class Plan:
         return any(not (cache_dir() / "features" / key / "features.npy").is_file() for key in keys)
 
 
+def _row(source: Source, collapsed: str | None, failed: frozenset[str]) -> PageRow:
+    if source.card is not None:
+        return PageRow(key=source.key, label=source.card.name, state="ready", note=None)
+    if collapsed:
+        return PageRow(key=source.key, label=source.label, state="collapsed", note=collapsed)
+    trained = source.recipe is not None
+    if source.key in failed:
+        note = "its training failed" if trained else "it could not be made"
+        return PageRow(key=source.key, label=source.label, state="failed", note=note)
+    note = "not trained yet" if trained else "not here yet"
+    return PageRow(key=source.key, label=source.label, state="waiting", note=note)
+
+
+def _names(folder: Path) -> frozenset[str]:
+    """Names of the JSON files of a folder, without their ending; none without a folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name[:-5] for entry in entries if entry.name.endswith(".json"))
+    except FileNotFoundError:
+        return frozenset()
+
+
 def make_plan(path: Path, added: Sequence[str] = ()) -> Plan:
     """Read a suite and resolve all it names. Raises one ZooError with every problem found, before any work.
 
-    added: references of checkpoints that join the suite's own, as --checkpoint gives them.
+    added: references of checkpoints that join the suite's own, as --checkpoint gives them. A benchmark whose data set
+    has no place, or whose engine is not installed, is skipped with its reason; all of them skipped is an error.
     """
     suite = load(path, SuiteConfig)
-    suite = suite.model_copy(update={"checkpoints": suite.checkpoints + tuple(map(_added, added))})
+    suite = suite.model_copy(update={"checkpoints": suite.checkpoints + tuple(map(entry_of, added))})
     if not suite.checkpoints:
         raise ConfigError(
             f"{path}: names no checkpoints of its own: expected --checkpoint FILE_OR_ADDRESS, once or more."
         )
     folder = runs_dir() / suite.name
     problems: list[ZooError] = []
-    absent: dict[str, NoDataError] = {}
+    absent: dict[str, tuple[ZooError, str]] = {}  # benchmark → what is missing, and the same in a few words
     configs: dict[str, BenchmarkConfig[Any, Any]] = {}
     datasets: dict[str, dict[str, Identity]] = {}
-    sources: list[Source] = []
+    found: list[Source] = []
     for name in suite.benchmarks:
         try:
             configs[name] = load_benchmark(name)
             try:
                 datasets[name] = benchmark_datasets(configs[name])
             except NoDataError as error:
-                absent[name] = error
+                absent[name] = error, f"no line '{configs[name].dataset}: /path' in data.yaml"
                 continue
             engine = BENCHMARKS[configs[name].benchmark].ENGINE
-            if engine is not None:
-                interpreter(engine)
+            if engine is not None and (missing := _missing(engine)) is not None:
+                absent[name] = missing, f"{engine} is not installed: {ENGINES[engine].hint}"
         except ZooError as error:
             problems.append(error)
     for number, entry in enumerate(suite.checkpoints):
@@ -260,23 +271,34 @@ def make_plan(path: Path, added: Sequence[str] = ()) -> Plan:
             wrong = sorted(set(entry.benchmarks or ()) - set(suite.benchmarks))
             if wrong:
                 raise ConfigError(f"{path}: checkpoints.{number}: {', '.join(wrong)} not among the suite's benchmarks")
-            sources += _sources(entry, suite, folder)
+            found += sources(entry, suite, folder)
         except ZooError as error:
             problems.append(error)
-    doubled = {source.key for source in sources if sum(other.key == source.key for other in sources) > 1}
+    doubled = list(repeated(found))
     if doubled:
-        problems.append(ConfigError(f"{path}: checkpoints: listed twice: {', '.join(sorted(doubled))}"))
+        problems.append(ConfigError(f"{path}: checkpoints: listed twice: {', '.join(doubled)}"))
     if len(absent) == len(suite.benchmarks):
-        problems += absent.values()
+        problems += [error for error, _ in absent.values()]
     _raise_all(path, problems)
     return Plan(
         suite=suite,
         folder=folder,
-        sources=tuple(sources),
+        sources=tuple(found),
         configs=configs,
         datasets=datasets,
-        skipped={name: f"no line '{configs[name].dataset}: /path' in data.yaml" for name in absent},
+        skipped={name: reason for name, (_, reason) in absent.items()},
     )
+
+
+def _missing(engine: Name) -> ZooError | None:
+    """What is wrong where an engine is not installed. Raises ZooError when its variable names a wrong interpreter."""
+    try:
+        interpreter(engine)
+    except ZooError as error:
+        if os.environ.get(ENGINES[engine].variable) is not None:
+            raise  # somebody has said where it is: a mistake, not a lack
+        return error
+    return None
 
 
 def _raise_all(path: Path, problems: list[ZooError]) -> None:
@@ -287,107 +309,21 @@ def _raise_all(path: Path, problems: list[ZooError]) -> None:
         raise ZooError(several(f"{path}: {len(texts)} problems:", texts))
 
 
-def _sources(entry: CheckpointEntry, suite: SuiteConfig, folder: Path) -> list[Source]:
-    benchmarks = entry.benchmarks or suite.benchmarks
-    seeds = entry.seeds or (0,)
-    checkpoints = folder / "checkpoints"
-    training = entry.pretrain or entry.supervised
-    if training is not None:
-        return [_trained(entry, training, seed, checkpoints, benchmarks) for seed in seeds]
-    if entry.random is not None or entry.raw_pixels:
-        return [_untrained(entry, seed, checkpoints, benchmarks) for seed in seeds]
-    if entry.card is not None:
-        path = _from_root(entry.card)
-        path = path / CARD_NAME if path.is_dir() else path
-        card = read_card(path)
-        return [_existing(card.tensors_sha256[:12], card.name, path, None, benchmarks)]
-    assert entry.file is not None
-    return [_foreign(entry, entry.file, benchmarks)]
-
-
-def _added(reference: str) -> CheckpointEntry:
-    """The entry of a --checkpoint: paths are the caller's, not the repository's."""
-    path = Path(reference)
-    if path.is_dir() or path.suffix in (".yaml", ".yml"):
-        return CheckpointEntry(card=str(path.resolve()))
-    return CheckpointEntry(file=str(path.resolve()) if path.is_file() else reference)
-
-
-def _foreign(entry: CheckpointEntry, text: str, benchmarks: tuple[str, ...]) -> Source:
-    """A checkpoint of somebody's: read into the cache by `converters convert`, which also fetches it."""
-    reference = references.parse(text if "://" in text or not _from_root(text).is_file() else str(_from_root(text)))
-    path = reference.path
-    if path is not None and not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file; a suite's `file:` is a path from the repository root.")
-    what = remembered_sha256(path) if path else reference.text
-    label = entry.name or reference.label
-    stated = {"take": entry.take, "pixels": entry.pixels.model_dump(mode="json") if entry.pixels else None}
-    key = digest({"file": what, "name": label} | {name: value for name, value in stated.items() if value})
-    target = cache_dir() / "checkpoints" / key[:16]
-    make = ["converters", "convert", str(path or reference.text), str(target), "--name", label]
-    make += ["--take", entry.take] if entry.take else []
-    for option in ("mean", "std"):
-        make += [f"--{option}", ",".join(map(str, stated["pixels"][option]))] if stated["pixels"] else []
-    return _existing(key[:12], label, target / CARD_NAME, tuple(make), benchmarks)
-
-
-def _existing(
-    key: str, label: str, card_path: Path, make: tuple[str, ...] | None, benchmarks: tuple[str, ...]
-) -> Source:
-    return Source(
-        key=key,
-        label=label,
-        card_path=card_path,
-        make=make,
-        expect_collapse=False,
-        benchmarks=benchmarks,
-        collapse_rule=None,
-    )
-
-
-def _trained(
-    entry: CheckpointEntry, config_path: str, seed: int, checkpoints: Path, benchmarks: tuple[str, ...]
-) -> Source:
-    config = load(_from_root(config_path), PretrainConfig)
-    if entry.supervised is not None and config.method.name != "supervised":
-        raise ConfigError(f"{config_path}: method.name: expected supervised for a suite's `supervised:` line")
-    key = run_key(config, identity(config.dataset, config.split).sha256, seed)
-    folder = checkpoints / f"{config.name}-seed{seed}-{key[:8]}"
-    return Source(
-        key=folder.name,
-        label=row_label(config, seed),
-        card_path=folder / CARD_NAME,
-        make=("pretrain", str(_from_root(config_path)), "--seed", str(seed), "--out", str(folder)),
-        expect_collapse=entry.expect == "collapse",
-        benchmarks=benchmarks,
-        collapse_rule=config.collapse.model_dump(mode="json") if config.collapse else None,
-    )
-
-
-def _untrained(entry: CheckpointEntry, seed: int, checkpoints: Path, benchmarks: tuple[str, ...]) -> Source:
-    arch = entry.random or "raw_pixels"
-    arguments = ["pretrain.untrained", "--arch", arch, "--seed", str(seed)]
-    identified: dict[str, Any] = {"untrained": arch, "seed": seed}
-    slug, label = arch, f"{arch}, random weights" if entry.random else "raw pixels"
-    if entry.reestimate is not None:
-        chosen = entry.reestimate
-        identified |= {"reestimate": chosen.model_dump(mode="json")}
-        identified |= {"dataset": identity(chosen.dataset, chosen.split).sha256}
-        arguments += ["--batch-norm", "reestimated", "--dataset", chosen.dataset, "--split", chosen.split]
-        arguments += ["--images", str(chosen.images), "--resize", str(chosen.resize), "--crop", str(chosen.crop)]
-        slug, label = f"{arch}-bn", f"{arch}, random weights, BN re-estimated"
-    folder = checkpoints / f"{slug}-random-seed{seed}-{digest(identified)[:8]}"
-    return Source(
-        key=folder.name,
-        label=label + (f", seed {seed}" if seed else ""),
-        card_path=folder / CARD_NAME,
-        make=(*arguments, "--out", str(folder)),
-        expect_collapse=False,
-        benchmarks=benchmarks,
-        collapse_rule=None,
-    )
-
-
-def _from_root(text: str) -> Path:
-    """A path in a suite file: from the repository root, or absolute."""
-    return (ROOT / text).resolve()
+def select(plan: Plan, *, only: Sequence[str] = (), failed: bool = False, force: bool = False) -> Selection:
+    """What a run of `plan` is narrowed to. Raises ConfigError for a pattern that fits nothing, or nothing failed."""
+    lonely = [pattern for pattern in only if not any(map(Selection(only=(pattern,)).wants, plan.cells()))]
+    if lonely:
+        labels = ", ".join(source.label for source in plan.sources[:8])
+        raise ConfigError(
+            f"--only {', '.join(lonely)}: fits no checkpoint and no benchmark of suite '{plan.suite.name}'; expected a "
+            f"pattern for one of its benchmarks ({', '.join(plan.suite.benchmarks)}) or checkpoints ({labels}"
+            f"{', …' if len(plan.sources) > 8 else ''})."
+        )
+    notes = plan.failures() if failed else None
+    selection = Selection(only=tuple(only), failed=notes, force=force)
+    if failed and not any(map(selection.wants, plan.cells())):
+        raise ConfigError(
+            f"--failed: nothing in suite '{plan.suite.name}' has a note of failure"
+            f"{' that --only fits' if only else ''}; leave --failed out to run what is missing."
+        )
+    return selection

@@ -44,7 +44,8 @@ def run(path: Path, *, seed: int, out: Path | None, procs: int, workers: int | N
     joined = "WORLD_SIZE" in os.environ
     if joined and procs > 1:
         raise ConfigError(f"--procs: expected 1 under torchrun, which has started the processes; found {procs}")
-    processes = int(os.environ.get("WORLD_SIZE", procs))
+    nodes = int(os.environ.get("ZOO_NODES", 1))  # a Slurm job's
+    processes = int(os.environ.get("WORLD_SIZE", procs * nodes))
     if workers is None:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", procs))
         workers = max(1, min(4, len(os.sched_getaffinity(0)) // here))
@@ -54,7 +55,7 @@ def run(path: Path, *, seed: int, out: Path | None, procs: int, workers: int | N
         if card is not None:
             logger.info("%s is complete: %s", plan.title, card)
             return 0
-    if procs > 1:
+    if procs * nodes > 1 and not joined:
         from zoo.distributed import launch
 
         return launch(procs, ["pretrain", *_arguments(path, seed=seed, out=plan.out, workers=workers, sets=overrides)])

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint import Origin, export_backbone
-from pretrain.interrupt import deferred
 from pretrain.monitor import StepValues, knn_top1, reduce_step
 from pretrain.preflight import COLLAPSED_NAME, Plan, finished, write_run
 from pretrain.progress import RunLog, log_lines_above
@@ -29,6 +28,7 @@ from zoo.backbone import normalise
 from zoo.distributed import World, barrier
 from zoo.errors import CollapseError, NonFiniteError
 from zoo.files import write_atomic
+from zoo.interrupt import deferred
 from zoo.loading import load_batches
 from zoo.recipe import row_label
 

@@ -1,7 +1,10 @@
-"""python -m report build [RUNS/SUITE] | check | curves RUN_FOLDER… --out FILE.svg | pictures RECORD.json --out FILE.png
+"""python -m report build [RUNS/SUITE] | check | reproduction RUNS/SUITE
+python -m report curves RUN_FOLDER… --out FILE.svg | pictures RECORD.json --out FILE.png
 
-`build` with a suite's folder writes its RESULTS.md; without one, the generated text of the committed RESULTS.md (and of
-README.md, where it has markers). `check` fails when the committed text is not what would be generated.
+`build` with a suite's folder writes its RESULTS.md, the same as index.html (with pictures, and every number's record)
+and the numbers as results.csv and results.json (docs/results.schema.json); without one, the generated text of the
+committed RESULTS.md (and of README.md, where it has markers). `check` fails when the committed text is not what would
+be generated. `reproduction` compares measured rows with the published ones that they should give again.
 """
 
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Annotated
 import typer
 
 from report.committed import build_committed, drift
+from report.markdown import render
 from report.published import load_published
 from report.suite import build_suite
 from zoo.command import guarded
@@ -30,7 +34,7 @@ def build(
         Path | None, typer.Argument(help="a suite's folder, as runs/mini; none: the committed page")
     ] = None,
 ) -> None:
-    """Write RESULTS.md."""
+    """Write RESULTS.md; of a suite also index.html, results.csv and results.json."""
     if folder is not None:
         typer.echo(f"wrote {build_suite(folder, load_published())}")
         return
@@ -46,6 +50,21 @@ def check() -> None:
         typer.echo(difference, nl=False)
         raise ZooError("the committed text differs from what its sources give; run python -m report build, and commit.")
     typer.echo("up to date")
+
+
+@app.command()
+def reproduction(folder: Annotated[Path, typer.Argument(help="a suite's folder, as runs/mini")]) -> None:
+    """Compare rows with the published ones that they should reproduce, value by value."""
+    from report.suite import suite_sheet
+    from report.table import reproduction
+
+    checked = reproduction(suite_sheet(folder, load_published())[1])
+    if checked is None:
+        raise ZooError(
+            f"{folder}: expected a row whose family is 'weights' or 'recipe' of a published row (configs/published/), "
+            "measured on the published dataset; found none."
+        )
+    typer.echo(render(checked))
 
 
 @app.command()

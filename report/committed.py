@@ -47,6 +47,7 @@ def committed_blocks(root: Path, published: Published) -> dict[str, str]:
         datasets=described(benchmarks, records),
         published=published,
         is_suite=False,
+        arrays=folder,
     )
     made = tables(sheet)
     return {"": _committed_page(made, sheet)} | {table.name: render(table) for table in made}

@@ -33,7 +33,7 @@ def read_log(folder: Path) -> list[Entry]:
 
 def knn_table(runs: Sequence[tuple[str, list[Entry]]]) -> str:
     """Markdown: one row an epoch, one column a run, top-1 in percent; "–" where a run has no measurement."""
-    columns = [(name, {e["epoch"] + 1: top1 for e in log if (top1 := _knn(e)) is not None}) for name, log in runs]
+    columns = [(name, {e["epoch"] + 1: top1 for e in log if (top1 := knn(e)) is not None}) for name, log in runs]
     epochs = sorted({epoch for _, values in columns for epoch in values})
     lines = ["| epoch | " + " | ".join(name for name, _ in columns) + " |", "| --- |" + " --- |" * len(columns)]
     for epoch in epochs:
@@ -42,7 +42,8 @@ def knn_table(runs: Sequence[tuple[str, list[Entry]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _knn(entry: Entry) -> float | None:
+def knn(entry: Entry) -> float | None:
+    """The kNN top-1 of a line of the log, whatever its k; None where it has none."""
     return next((value for key, value in entry.items() if key.startswith("knn") and key.endswith("_top1")), None)
 
 
@@ -61,7 +62,7 @@ def draw(runs: Sequence[tuple[str, list[Entry]]], path: Path, *, baselines: Sequ
                 points = [(entry["step"], entry[key]) for entry in log if entry.get(key) is not None]
                 if points:
                     panel.plot(*zip(*points, strict=True), label=name, linewidth=1, color=color)
-            measured = [(entry["step"], top1) for entry in log if (top1 := _knn(entry)) is not None]
+            measured = [(entry["step"], top1) for entry in log if (top1 := knn(entry)) is not None]
             if measured:
                 panels[2].plot(*zip(*measured, strict=True), label=name, marker=".", color=color)
         panels[1].axhline(HEALTHY, color="grey", linestyle=":", linewidth=1)

@@ -4,8 +4,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from report.statistics import Comparisons
+
 _SPECIAL = re.compile(r"([\\`*\[\]<>|])")
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Behind:
+    """What a cell shows: the metric or label `name` of these results; a published number's `value` has none."""
+
+    name: str | None = None
+    records: tuple[str, ...] = ()  # cell ids, by seed
+    value: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +26,8 @@ class Line:
     label: str
     footnote: str | None
     cells: tuple[str, ...]
+    row: str | None = None  # Row.key; none for a published row
+    behind: tuple[Behind, ...] = ()  # one a cell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +35,16 @@ class Table:
     """One finished table."""
 
     name: str  # what a generated block of README.md calls it
+    id: str = ""
+    dataset: str = ""
+    metric: str = ""
+    decimals: int = 0
     section: str
     heading: str
     columns: tuple[str, ...]  # the label's first
     lines: tuple[Line, ...]
     notes: tuple[str, ...]
+    comparisons: Comparisons | None = None  # of its measured rows; None where no replicates are at hand
 
 
 def escape(text: str) -> str:

@@ -1,11 +1,16 @@
 """What must be said under a table: units and spreads, images, protocol, and what is missing or left out, and why."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from report.layout import Filler, Layout
-from report.markdown import code, escape
+from report.markdown import code, counted, escape
 from report.sheet import Cell, Group, Row, Sheet
-from report.values import Exclusion, measured
+from report.statistics import NUM_REPLICATES, Column, Comparison, Comparisons
+from report.values import Exclusion, fixed, measured
+
+DETECTABLE = 1.0  # points: what a reader of such tables takes for a difference
+FLAGS = 12  # anomalies written out under one table
+NAMED = 3  # so many rows are named one by one
 
 
 def legend(layout: Layout, cells: Sequence[Cell], texts: Sequence[str]) -> str:
@@ -116,3 +121,92 @@ def unmeasured(sheet: Sheet, group: Group) -> Iterator[str]:
 def _belongs(sheet: Sheet, group: Group, cell: Cell) -> bool:
     config = sheet.benchmarks[cell.benchmark]
     return config.dataset == group.dataset and any(table.id == group.table for table in config.tables)
+
+
+def compared(
+    found: Comparisons, layout: Layout, columns: Sequence[Column], rows: Mapping[str, Row], *, has_published: bool
+) -> Iterator[str]:
+    """What the paired comparisons say, of what, and what they cannot see."""
+    labels = {key: escape(row.label) for key, row in rows.items()}
+    if found.pairs:
+        drawn = {column.name for column in columns for runs in column.rows.values() if column.metric in runs[0].trials}
+        has_trials = any(pair.column in drawn for pair in found.pairs)
+        yield _how(found, has_trials=has_trials, has_published=has_published)
+        yield from _ties(found)
+        yield from _power(found, layout)
+        yield from _methods(found, layout)
+    for reason, keys in found.uncompared.items():
+        yield f"Not compared, so no bold in their columns: {_listed([labels[key] for key in keys])} ({reason})."
+
+
+def worth_a_look(flags: Sequence[str]) -> Iterator[str]:
+    """What the anomaly rules found (plain text), in one note."""
+    if flags:
+        yield f"Worth a look: {_listed([escape(flag) for flag in flags], count=FLAGS)}."
+
+
+def _how(found: Comparisons, *, has_trials: bool, has_published: bool) -> str:
+    count = len(found.pairs)
+    over = "one comparison" if count == 1 else f"the {count:,} comparisons of this table"
+    how = f"paired bootstrap on the same test images, {NUM_REPLICATES:,} replicates; Holm over {over}, 5 %"
+    better = "better than every other measured row of its column"
+    parts = [f"**Bold**: {better} ({how})" if found.bold else f"Nothing is bold: no value is {better} ({how})"]
+    files = "these two files" if found.files == 2 else "these files"
+    alone = ": one checkpoint a family" if found.families == found.files else ""
+    parts.append(f"this compares {files}, not the methods{alone}" + (" (families: below)" if found.methods else ""))
+    if found.single_runs:
+        parts.append("where training is random and one seed was run, that run: what another would change is not in it")
+    if has_trials:
+        parts.append("low-shot is compared on these draws of the training images")
+    if has_published:
+        parts.append("published rows have no replicates and are not compared")
+    return "; ".join(parts) + "."
+
+
+def _ties(found: Comparisons) -> Iterator[str]:
+    columns: dict[int, list[str]] = {}
+    for verdict in found.verdicts:
+        if verdict.tied:
+            columns.setdefault(len(verdict.tied), []).append(escape(verdict.column))
+    if columns:
+        parts = [
+            f"{counted(count, 'row')} cannot be told apart from the best in {', '.join(named)}"
+            for count, named in columns.items()
+        ]
+        yield "; ".join(parts) + "."
+
+
+def _power(found: Comparisons, layout: Layout) -> Iterator[str]:
+    """What the test set is too small for, of the columns whose best row is not settled."""
+    weak = {v.column: v.detectable for v in found.verdicts if v.tied and v.detectable and v.detectable > DETECTABLE}
+    if weak:
+        low, high = (fixed(end(weak.values()), layout.decimals) for end in (min, max))
+        span = low if low == high else f"{low} to {high}"
+        yield (
+            f"Power: a difference of {DETECTABLE} point cannot be seen here. The two best rows would have to differ by "
+            f"{span} points to be told apart four times in five (one comparison, 5 %), in {_joined(weak)}."
+        )
+
+
+def _methods(found: Comparisons, layout: Layout) -> Iterator[str]:
+    if found.methods:
+        listed = [_difference(pair, layout) for pair in found.methods]
+        yield (
+            "Families with several pre-training seeds, difference of their means [95 % interval] (p after Holm), the "
+            f"spread between their files included: {_listed(listed, count=12)}."
+        )
+
+
+def _difference(pair: Comparison, layout: Layout) -> str:
+    value, low, high = (fixed(number, layout.decimals) for number in (pair.difference, *pair.interval))
+    pair_of = f"{escape(pair.best)} − {escape(pair.other)}"
+    return f"{escape(pair.column)}: {pair_of} = {value} [{low}, {high}] (p {pair.p_holm:.3f})"
+
+
+def _joined(names: Iterable[str]) -> str:
+    return ", ".join(escape(name) for name in names)
+
+
+def _listed(items: Sequence[str], *, count: int = NAMED) -> str:
+    rest = len(items) - count
+    return "; ".join(items[:count]) + (f" and {rest:,} more" if rest > 0 else "")

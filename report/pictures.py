@@ -30,21 +30,32 @@ def draw(path: Path, out: Path) -> None:
 
     Raises RecordError when its benchmark has nothing to draw, DataError when its images are not the ones at hand.
     """
+    stream = io.BytesIO()
+    _sheet(_pairs(path, PICTURES), columns=COLUMNS).save(stream, "PNG")
+    write_atomic(out, stream.getvalue())
+
+
+def sample(path: Path, *, count: int = 3) -> bytes:
+    """A small JPEG of `count` images, one below the other. Raises as `draw`."""
+    stream = io.BytesIO()
+    _sheet(_pairs(path, count), columns=1).save(stream, "JPEG", quality=75, optimize=True)
+    return stream.getvalue()
+
+
+def _pairs(path: Path, count: int) -> list[tuple[Image.Image, Image.Image]]:
+    """(truth, prediction) of `count` images of the record at `path`."""
     record = read_record(path)
     arrays = read_arrays(path.parent, record)
     images = _images(record)
     classes = dataset_config(images.dataset).classes or ()
     if "sample/detection_box" in arrays:
-        chosen = _spread(len(images))
-        pairs = [_boxes(images, index, arrays, classes) for index in chosen]
+        pairs = [_boxes(images, index, arrays, classes) for index in _spread(len(images), count)]
     else:
         chosen = sorted(int(name.removeprefix("sample/map_")) for name in arrays if name.startswith("sample/map_"))
-        pairs = [_maps(images, index, arrays[f"sample/map_{index}"], len(classes)) for index in chosen[:PICTURES]]
+        pairs = [_maps(images, index, arrays[f"sample/map_{index}"], len(classes)) for index in chosen[:count]]
     if not pairs:
         raise RecordError(f"{path}: {record.benchmark_config} has no boxes and no label maps to draw.")
-    stream = io.BytesIO()
-    _sheet(pairs).save(stream, "PNG")
-    write_atomic(out, stream.getvalue())
+    return pairs
 
 
 def _images(record: ResultRecord) -> Manifest:
@@ -58,8 +69,8 @@ def _images(record: ResultRecord) -> Manifest:
     return found
 
 
-def _spread(count: int) -> list[int]:
-    return sorted({round(place) for place in np.linspace(0, count - 1, min(PICTURES, count))})
+def _spread(images: int, count: int) -> list[int]:
+    return sorted({round(place) for place in np.linspace(0, images - 1, min(count, images))})
 
 
 def _boxes(
@@ -119,11 +130,11 @@ def _scaled(image: Image.Image) -> Image.Image:
     return image.resize((WIDTH, round(image.height * WIDTH / image.width)))
 
 
-def _sheet(pairs: list[tuple[Image.Image, Image.Image]]) -> Image.Image:
-    """Truth left, prediction right, COLUMNS such pairs side by side."""
-    rows = [pairs[start : start + COLUMNS] for start in range(0, len(pairs), COLUMNS)]
+def _sheet(pairs: list[tuple[Image.Image, Image.Image]], *, columns: int) -> Image.Image:
+    """Truth left, prediction right, `columns` such pairs side by side."""
+    rows = [pairs[start : start + columns] for start in range(0, len(pairs), columns)]
     heights = [max(picture.height for pair in row for picture in pair) + 6 for row in rows]
-    sheet = Image.new("RGB", (COLUMNS * (2 * WIDTH + 14), sum(heights)), "white")
+    sheet = Image.new("RGB", (columns * (2 * WIDTH + 14), sum(heights)), "white")
     top = 0
     for row, height in zip(rows, heights, strict=True):
         for column, (truth, prediction) in enumerate(row):

@@ -45,6 +45,8 @@ class PublishedRow(Strict):
 
     label: str
     link: str | None
+    weights: str | None = None  # the family of configs/checkpoints/ whose file these are the results of
+    recipe: str | None = None  # the family of configs/pretrain/ that trains such weights anew
     results: dict[str, dict[str, float | str]]
 
 

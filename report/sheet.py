@@ -6,6 +6,7 @@ of a data set that was made anew, never stand in one table (DESIGN §1).
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from report.layout import Layout
@@ -55,6 +56,7 @@ class Sheet:
     published: Published
     is_suite: bool
     skipped: Mapping[str, str] = field(default_factory=dict)  # benchmark → why none of its cells could run
+    arrays: Path | None = None  # the folder of the records' .npz; without it rows are not compared
 
     def substitute_for(self, dataset: str) -> str | None:
         """The name of the dataset that `dataset` stands in for."""

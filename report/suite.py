@@ -3,12 +3,17 @@
 No times, host names or paths, so the same records give the same bytes on any machine (DESIGN §1).
 """
 
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from report.markdown import code, counted, render
+from report.export import CSV_NAME, JSON_NAME, as_csv, as_json, results
+from report.html import HTML_NAME, page_html
+from report.markdown import Table, code, counted, render
 from report.published import Published
 from report.sheet import Cell, Row, Sheet, described, told_apart
-from report.table import tables
+from report.table import reproduction, tables
 from zoo.benchmark import benchmark_layout
 from zoo.errors import RecordError, several
 from zoo.files import write_atomic
@@ -19,14 +24,42 @@ RESULTS_NAME = "RESULTS.md"
 
 
 def build_suite(folder: Path, published: Published) -> Path:
-    """Write a suite's RESULTS.md into its folder; its path."""
-    path = folder / RESULTS_NAME
-    write_atomic(path, suite_page(folder, published))
-    return path
+    """Write a suite's RESULTS.md into its folder, and beside it results.csv, results.json and index.html; its path."""
+    with _uncollected():
+        page, sheet = suite_sheet(folder, published)
+        made = suite_tables(sheet)
+        found = results(page.suite, sheet, made)
+        written = {  # all made before any is written
+            RESULTS_NAME: _written(page, sheet, made).encode(),
+            CSV_NAME: as_csv(found),
+            JSON_NAME: as_json(found),
+            HTML_NAME: page_html(page, _suite_summary(page, sheet.cells), sheet, made, found, folder).encode(),
+        }
+    for name, text in written.items():
+        write_atomic(folder / name, text)
+    return folder / RESULTS_NAME
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Nothing that a page is made from is garbage before it is done; looking for some takes a third of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def suite_page(folder: Path, published: Published) -> str:
     """The page of the suite in `folder`. Raises RecordError naming every record of it that cannot be read."""
+    page, sheet = suite_sheet(folder, published)
+    return _written(page, sheet, suite_tables(sheet))
+
+
+def suite_sheet(folder: Path, published: Published) -> tuple[Page, Sheet]:
+    """What the page of the suite in `folder` is made from. Raises RecordError as `suite_page`."""
     page = read_page(folder)
     records = _page_records(folder, page)
     cells = tuple(
@@ -43,9 +76,20 @@ def suite_page(folder: Path, published: Published) -> str:
         published=published,
         is_suite=True,
         skipped=page.skipped,
+        arrays=folder / "records",
     )
-    parts = [f"# Results of suite {code(page.suite)}", _suite_summary(page, cells)]
-    for table in tables(sheet):
+    return page, sheet
+
+
+def suite_tables(sheet: Sheet) -> tuple[Table, ...]:
+    """Every table of a suite's page: those of its benchmarks, then the check against published rows if there is one."""
+    checked = reproduction(sheet)
+    return (*tables(sheet), *([checked] if checked else ()))
+
+
+def _written(page: Page, sheet: Sheet, made: Sequence[Table]) -> str:
+    parts = [f"# Results of suite {code(page.suite)}", _suite_summary(page, sheet.cells)]
+    for table in made:
         parts += [f"## {table.heading}", render(table)]
     return "\n\n".join(parts) + "\n"
 

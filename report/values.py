@@ -5,7 +5,8 @@ images. Several seeds give "57.4 ± 0.4 (std 0.2, n 3)": mean and sample standar
 half-width. A metric that each run gives as the mean over random draws of its own (`ResultRecord.trials`) says how they
 spread: "39.65 ± 0.40 (trials: std 0.52, n 5)"; of several seeds, with the mean of their standard deviations: "39.65 ±
 0.40 (std 0.30, n 3; trials: std 0.52, n 5)". The three spreads answer different questions and are never merged (DESIGN
-§5). A column may show a label instead, a word that the measurement found; seeds that differ give "feature4 / feature5".
+§5). A bold value is significantly better than every other measured row's (report.statistics). A column may show a label
+instead, a word that the measurement found; seeds that differ give "feature4 / feature5".
 """
 
 import statistics
@@ -27,22 +28,24 @@ def fixed(value: float, decimals: int) -> str:
     return f"{value:z.{decimals}f}"
 
 
-def measured(records: Sequence[ResultRecord], name: str, *, decimals: int, planned: int) -> str:
+def measured(records: Sequence[ResultRecord], name: str, *, decimals: int, planned: int, is_bold: bool = False) -> str:
     """One cell (Markdown) from the results of all seeds; "–" when there is none.
 
-    name: of a metric or a label. planned: how many seeds there should be. Raises RecordError when a record lacks it.
+    name: of a metric or a label. planned: how many seeds there should be. is_bold: set a metric's value in bold.
+    Raises RecordError when a record lacks it.
     """
-    runs = _runs(records)
+    runs = that_count(records)
     if not runs:
         return ABSENT
     if any(name in record.labels for record in runs):
         return " / ".join(dict.fromkeys(escape(_found(record, record.labels, name)) for record in runs))
-    return _number(runs, name, decimals=decimals, planned=planned)
+    return _number(runs, name, decimals=decimals, planned=planned, is_bold=is_bold)
 
 
-def _number(runs: Sequence[ResultRecord], metric: str, *, decimals: int, planned: int) -> str:
+def _number(runs: Sequence[ResultRecord], metric: str, *, decimals: int, planned: int, is_bold: bool) -> str:
     values = [_found(record, record.metrics, metric) for record in runs]
     text = fixed(statistics.fmean(values), decimals)
+    text = f"**{text}**" if is_bold else text
     widths = [record.confidence[metric] for record in runs if metric in record.confidence]
     if len(widths) == len(runs):
         text += f" ± {fixed(statistics.fmean((high - low) / 2 for low, high in widths), decimals)}"
@@ -65,8 +68,10 @@ def _over_trials(runs: Sequence[ResultRecord], metric: str, decimals: int) -> It
         yield f"trials: std {fixed(statistics.fmean(each.std for each in trials), decimals)}, n {counts}"
 
 
-def _runs(records: Sequence[ResultRecord]) -> list[ResultRecord]:
+def that_count(records: Sequence[ResultRecord]) -> list[ResultRecord]:
     """The runs that count, by seed: every cell once, and one for all where the seed changes nothing."""
+    if len(records) < 2:
+        return list(records)
     unique = {record.cell_id: record for record in sorted(records, key=lambda record: (record.seed, record.cell_id))}
     runs = list(unique.values())
     return runs[:1] if any(record.deterministic for record in runs) else runs
@@ -90,8 +95,11 @@ class Exclusion:
     why: str
 
 
-def exclusion(record: ResultRecord, config: AnyBenchmark) -> Exclusion | None:
-    """None for a result of the benchmark as it is configured now; else why the record is not one."""
+def exclusion(record: ResultRecord, config: AnyBenchmark, settings: Any = None) -> Exclusion | None:
+    """None for a result of the benchmark as it is configured now; else why the record is not one.
+
+    settings: `plain(config.settings)`, where the caller has it.
+    """
     if record.modified:
         return Exclusion(kind="modified", why=", ".join(record.modified))
     if record.benchmark != config.benchmark:
@@ -101,6 +109,8 @@ def exclusion(record: ResultRecord, config: AnyBenchmark) -> Exclusion | None:
     datasets = sorted({dataset.dataset for dataset in record.datasets.values()})
     if datasets != [config.dataset]:
         return Exclusion(kind="stale", why=f"dataset was {', '.join(datasets)}, is now {config.dataset}")
+    if record.settings == (plain(config.settings) if settings is None else settings):
+        return None
     then, now = dict(_flat(record.settings)), dict(_flat(config.settings))
     changed = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
     if changed:
@@ -117,6 +127,13 @@ def _flat(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(item, f"{at}.{key}" if at else str(key))
     else:
         yield at, _listed(value)
+
+
+def plain(settings: Any) -> Any:
+    """Nested settings with YAML's tuples as JSON's lists."""
+    if isinstance(settings, Mapping):
+        return {str(key): plain(value) for key, value in settings.items()}
+    return [plain(value) for value in settings] if isinstance(settings, (tuple, list)) else settings
 
 
 def _listed(value: Any) -> Any:

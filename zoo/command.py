@@ -7,14 +7,13 @@ exit code 1.
 import errno
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
 
+from zoo import interrupt
 from zoo.errors import ZooError
+from zoo.interrupt import INTERRUPTED, REQUEUE
 
-INTERRUPTED = 130
 _DISK = {
     errno.ENOSPC: "the disk is full: free space, or set ZOO_RUNS / ZOO_CACHE to a larger one",
     errno.EDQUOT: "the disk quota is used up: free space, or set ZOO_RUNS / ZOO_CACHE to another place",
@@ -27,8 +26,8 @@ _DISK = {
 def guarded(main: Callable[[], int | None]) -> None:
     """Run a command's `main` and leave the process with DESIGN §3's exit code."""
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
-    signal.signal(signal.SIGTERM, _terminated)
     try:
+        interrupt.arm()
         sys.exit(main() or 0)
     except ZooError as error:
         _say(str(error))
@@ -36,8 +35,10 @@ def guarded(main: Callable[[], int | None]) -> None:
     except (KeyboardInterrupt, SystemExit) as end:
         if isinstance(end, SystemExit) and end.code != INTERRUPTED:
             raise
-        _say("interrupted; run the same command again to go on from the last saved point")  # typer ends it with 130
-        sys.exit(INTERRUPTED)
+        code = interrupt.exit_code()  # typer ends every KeyboardInterrupt with 130
+        how = "stopped, to be run again" if code == REQUEUE else "interrupted"
+        _say(f"{how}; run the same command again to go on from the last saved point")
+        sys.exit(code)
     except OSError as error:
         if error.errno not in _DISK:
             raise
@@ -49,7 +50,3 @@ def _say(message: str) -> None:
     rank = os.environ.get("RANK", "0")
     sys.stdout.flush()
     print(f"error{'' if rank == '0' else f' [rank {rank}]'}: {message}", file=sys.stderr, flush=True)
-
-
-def _terminated(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

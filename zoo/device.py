@@ -7,6 +7,8 @@ silent CPU run is the worst failure (DESIGN §3).
 import os
 import shutil
 import subprocess
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +104,65 @@ def describe() -> dict[str, Any]:
             "tf32": torch.backends.cuda.matmul.allow_tf32,
         }
     return {"device": "cpu", "threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()}
+
+
+def facts() -> dict[str, Any]:
+    """What torch has on this machine, as JSON values, for `python -m zoo doctor`; in engines' interpreters too.
+
+    torch, built_for: versions; gpus: each one's name, memory_gib, capability, bf16 and failure, what a small product on
+    it failed with (null: right); limited_by: the variable that hides GPUs; nccl: its version; complaints: torch's own
+    warnings. Each GPU that torch sees is computed on; no GPU path of this has been run by us.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gpus = [_gpu_facts(index) for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {
+        "torch": torch.__version__,
+        "built_for": torch.version.cuda,
+        "gpus": gpus,
+        "limited_by": None if hidden is None else f"CUDA_VISIBLE_DEVICES={hidden}",
+        "nccl": _nccl_version() if gpus else None,
+        "complaints": list(dict.fromkeys(str(one.message).split("\n")[0] for one in caught)),
+    }
+
+
+def _gpu_facts(index: int) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(index)
+    try:
+        ones = torch.ones(64, 64, device=torch.device("cuda", index))
+        total = int((ones @ ones).sum())
+        failure = None if total == 64**3 else f"a product of ones gave {total}, expected {64**3}"
+    except RuntimeError as error:  # also what a torch built without this GPU's code, or a GPU in use, raises
+        failure = str(error).split("\n")[0]
+    return {
+        "name": properties.name,
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "capability": f"{properties.major}.{properties.minor}",
+        "bf16": properties.major >= 8,  # Ampere; torch's own question counts emulation as support
+        "failure": failure,
+    }
+
+
+def _nccl_version() -> str | None:
+    if not (torch.distributed.is_available() and torch.distributed.is_nccl_available()):
+        return None
+    from torch.cuda import nccl
+
+    return ".".join(map(str, nccl.version()))
+
+
+def visible() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. Raises ZooError as `select` does."""
+    if not torch.cuda.is_available():
+        select()  # where GPUs are there but not for torch, it says so
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
+def only(gpus: Sequence[str]) -> dict[str, str]:
+    """The environment of a child process that is to see these GPUs and no others."""
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}

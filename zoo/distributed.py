@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from signal import Signals
 from typing import TypeVar, cast
 
 import numpy as np
@@ -17,9 +18,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from zoo import device as devices
+from zoo import interrupt
 from zoo.errors import ZooError
 
 Batch = TypeVar("Batch")
+STOPPING = (Signals.SIGTERM, Signals.SIGINT, Signals.SIGHUP, Signals.SIGQUIT, *interrupt.REQUESTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +62,15 @@ def world() -> Iterator[World]:
     dist.destroy_process_group()
 
 
+def num_nodes() -> int:
+    """How many machines share a command: $ZOO_NODES, set by a Slurm job of several nodes (evaluate/slurm.py)."""
+    return int(os.environ.get("ZOO_NODES", 1))
+
+
 def launch(num_processes: int, module_arguments: Sequence[str]) -> int:
     """Run `python -m <module_arguments>` as `num_processes` local processes under torchrun's launcher; the exit code.
+
+    With ZOO_NODES above 1 the same line runs on that many machines, which meet at $ZOO_RENDEZVOUS, host:port.
 
     0 when all succeeded. A process's own verdict (a collapse's 3, bad input's 2) comes before the 1 or the signal of
     peers that it took along; of equals, the first.
@@ -70,13 +80,15 @@ def launch(num_processes: int, module_arguments: Sequence[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=num_nodes(),
+        max_nodes=num_nodes(),
         nproc_per_node=num_processes,
-        run_id=str(os.getpid()),
+        run_id=os.environ.get("ZOO_RENDEZVOUS", str(os.getpid())),
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_endpoint=os.environ.get("ZOO_RENDEZVOUS", "localhost:0"),
         max_restarts=0,
+        signals_to_handle=",".join(signal.name for signal in STOPPING),  # passed on to the processes
+        shutdown_timeout=100,  # seconds to save a state in, before SIGKILL; Slurm warns 120 s ahead
     )
     try:
         elastic_launch(config, sys.executable)("-m", *module_arguments)
@@ -85,7 +97,8 @@ def launch(num_processes: int, module_arguments: Sequence[str]) -> int:
         codes = [failure.exitcode for failure in first]
         code = next((code for code in codes if 1 < code < 128), codes[0])
         return code if code >= 0 else 128 - code  # killed by a signal: as a shell says it
-    except SignalException:  # the launcher turns SIGTERM and SIGINT into this, after passing them on
+    except SignalException as stopped:  # the launcher turns a signal into this, after passing it on
+        interrupt.note(stopped.sigval)
         raise KeyboardInterrupt from None
     return 0
 
@@ -143,6 +156,15 @@ def gather_rows(local: Sequence[Tensor], parts: Sequence[slice], *, me: World) -
         result[part] = gathered[rank][offsets[rank] : offsets[rank] + lengths[number]]
         offsets[rank] += lengths[number]
     return result
+
+
+def any_process(flag: bool, me: World) -> bool:
+    """Whether `flag` is set on some process: the same answer on all of them."""
+    if me.size == 1:
+        return flag
+    votes = torch.tensor(float(flag), device=me.device)
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return bool(votes.item())
 
 
 def barrier(me: World) -> None:

@@ -44,7 +44,7 @@ def _collate(samples: Sequence[Sample | DataError]) -> tuple[Tensor, ...] | Data
 
 def _outlive_signals(worker: int) -> None:
     """A signal to the whole process group is the main process's to answer: it may want a last batch, and it ends us."""
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_IGN)
 
 

@@ -1,4 +1,4 @@
-"""Child processes that never outlive what started them."""
+"""Child processes that never outlive what started them, and leave its signals to it."""
 
 import ctypes
 import signal
@@ -7,5 +7,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """For Popen's `preexec_fn`: the child is terminated when this process dies, however it dies."""
+    """For Popen's `preexec_fn`: the child is terminated when this process dies, however it dies.
+
+    Slurm sends SIGUSR1 to all processes of a job: it is for commands of ours, which answer it (zoo/interrupt.py), and
+    must not kill what else runs, nor a command that is still being loaded.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

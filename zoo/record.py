@@ -138,6 +138,7 @@ def write_record(
     np.savez_compressed(buffer, allow_pickle=False, **dict(arrays))
     arrays_path = folder / f"{record.cell_id}.npz"
     write_atomic(arrays_path, buffer.getvalue())
+    (folder / f"{record.cell_id}.json").unlink(missing_ok=True)  # measured again: the old one names other arrays
     hashes: dict[str, str] = {}
     for name, content in (files or {}).items():
         write_atomic(file_path(folder, record.cell_id, name), content)

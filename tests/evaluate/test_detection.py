@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from engines import launch
 from engines.contract import read_job
-from evaluate import schedule
+from evaluate import queue
 from evaluate.__main__ import app
 from evaluate.cells import resolve
 from evaluate.detection import Settings, annotations, ground_truth, training_images
@@ -198,8 +198,8 @@ def test_what_a_kill_left_of_a_measured_cell_is_removed(
     )
     built: list[list[str]] = []
     page = lambda command, **options: built.append(command) or subprocess.CompletedProcess(command, 0)  # noqa: E731
-    monkeypatch.setattr(schedule.subprocess, "run", page)
-    assert schedule.run_suite(suite, num_workers=0, num_processes=1) == 0
+    monkeypatch.setattr(queue.subprocess, "run", page)
+    assert queue.run_suite(suite, num_workers=0, num_processes=1) == 0
     assert len(built) == 1 and not (folder / "model_final.pth").exists() and (folder / "log.jsonl").exists()
 
 

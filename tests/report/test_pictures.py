@@ -1,5 +1,6 @@
 """Truth left, prediction right: boxes and labels where the record has them, and a message where there are none."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from report.pictures import WIDTH, colour, draw
+from report.pictures import WIDTH, colour, draw, sample
 from tests.report.drawn import record
 from zoo import datasets
 from zoo.datasets import identity, manifest
@@ -84,6 +85,14 @@ def test_label_maps_are_laid_over_the_images(voc: Path) -> None:
     centre = picture[60, 80]  # inside the cat
     assert np.abs(centre - (0.4 * 90 + 0.6 * np.array(colour(1)))).max() < 6
     assert np.abs(picture[60, WIDTH + 2 + 80] - 0.7 * 90).max() < 6  # predicted as background
+
+
+def test_a_sample_is_a_small_jpeg_of_some_images_one_below_the_other(voc: Path) -> None:
+    maps = {f"map_{number}": np.zeros((30, 60), np.uint8) for number in range(3)}
+    data = sample(written(voc, "masks", maps), count=2)
+    with Image.open(io.BytesIO(data)) as picture:
+        assert (picture.format, picture.size) == ("JPEG", (2 * WIDTH + 14, 2 * (WIDTH // 2 + 6)))
+    assert len(data) < 20_000
 
 
 def test_what_cannot_be_drawn_is_said(voc: Path) -> None:

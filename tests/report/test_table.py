@@ -55,6 +55,7 @@ def test_a_small_suites_page_as_text(tmp_path: Path) -> None:
             "",
             "- Top-1 in percent ± half the width of the 95 % bootstrap interval over the 2,000 test images; –: no "
             "result.",
+            "- Not compared, so no bold in their columns: random; sup (the .npz beside the record is not there).",
             f"- Images: mini ImageNet (embedded digits), 12,000 train (`{hashes[0]}`) and 2,000 val (`{hashes[1]}`). "
             "**A substitute for ImageNet: not comparable with published ImageNet numbers.**",
             "- Measured with `mini_knn`: protocol 1; selection: none: nothing is trained or chosen; deterministic.",

@@ -323,7 +323,7 @@ def _ended(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> object:
     """The exit code of `python -m zoo WORDS`, without its changes to this process."""
     monkeypatch.setattr(sys, "argv", ["zoo", *words])
     monkeypatch.setattr("zoo.command.logging.basicConfig", lambda **_: None)
-    monkeypatch.setattr("zoo.command.signal.signal", lambda *_: None)
+    monkeypatch.setattr("zoo.interrupt.arm", lambda: None)
     with pytest.raises(SystemExit) as caught:
         guarded(app)
     return caught.value.code

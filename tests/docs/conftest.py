@@ -1,0 +1,3 @@
+"""The tiny world of the evaluation tests."""
+
+from tests.evaluate.conftest import tiny, tiny_files  # noqa: F401
