@@ -129,8 +129,13 @@ def compared(
     """What the paired comparisons say, of what, and what they cannot see."""
     labels = {key: escape(row.label) for key, row in rows.items()}
     if found.pairs:
-        drawn = {column.name for column in columns for runs in column.rows.values() if column.metric in runs[0].trials}
-        has_trials = any(pair.column in drawn for pair in found.pairs)
+        compared = {pair.column for pair in found.pairs}
+        has_trials = any(
+            column.metric in runs[0].details.get("trials", ())
+            for column in columns
+            if column.name in compared
+            for runs in column.rows.values()
+        )
         yield _how(found, has_trials=has_trials, has_published=has_published)
         yield from _ties(found)
         yield from _power(found, layout)

@@ -62,7 +62,7 @@ def _over_seeds(runs: Sequence[ResultRecord], values: Sequence[float], decimals:
 
 
 def _over_trials(runs: Sequence[ResultRecord], metric: str, decimals: int) -> Iterator[str]:
-    trials = [record.trials[metric] for record in runs if metric in record.trials]
+    trials = [record.trials[metric] for record in runs if metric in record.details.get("trials", ())]
     if len(trials) == len(runs):
         counts = " or ".join(str(count) for count in sorted({each.n for each in trials}))
         yield f"trials: std {fixed(statistics.fmean(each.std for each in trials), decimals)}, n {counts}"
