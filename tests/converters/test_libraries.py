@@ -10,12 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from converters.layouts import LAYOUTS
-from converters.layouts.table import Content
-from converters.opening import Opened
 from converters.read import identify, read, understand
 from converters.to_detectron2 import arrays
 from tests.converters import made_libraries
+from tests.converters.held import content, fits, names, tensors
 from tests.converters.made import State
 from tests.converters.made_libraries import MADE
 from zoo.backbone import COUNTER, build
@@ -33,26 +31,6 @@ def features(state: State, side: int) -> Tensor:
     network = build(ARCH)
     network.load_state_dict(state, strict=False)  # arrays have no counters
     return network.eval()(picture(side))
-
-
-def content(value: Any) -> Content:
-    """As if it had been read from a file."""
-    return Content(
-        Opened(path=Path("a.pth"), container="torch zip", way="weights_only", content=value, metadata={}, reduced=())
-    )
-
-
-def names(*prefixes: str) -> State:
-    """A few names of every prefix."""
-    return {f"{prefix}{name}": torch.zeros(1) for prefix in prefixes for name in ("conv1.weight", "layer1.0.bn1.bias")}
-
-
-def tensors(*given: str) -> State:
-    return {name: torch.zeros(1) for name in given}
-
-
-def fits(value: Any) -> list[str]:
-    return [name for name, reader in LAYOUTS.items() if reader(content(value)) is not None]
 
 
 # Aliases

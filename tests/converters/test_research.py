@@ -1,41 +1,19 @@
 """Files as methods' own code writes them are read whole: the right encoder, every tensor, and nothing else."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from converters.layouts import LAYOUTS, research
-from converters.layouts.table import Content
-from converters.opening import Opened
 from converters.read import identify, read
+from tests.converters.held import content, fits, names, tensors
 from tests.converters.made import State, write
 from tests.converters.made_research import MADE
 from zoo.errors import CheckpointError
 
 ARCH = "resnet18"
-
-
-def content(value: Any) -> Content:
-    """As if it had been read from a file."""
-    return Content(
-        Opened(path=Path("a.pth"), container="torch zip", way="weights_only", content=value, metadata={}, reduced=())
-    )
-
-
-def names(*prefixes: str) -> State:
-    """A few names of every prefix."""
-    return {f"{prefix}{name}": torch.zeros(1) for prefix in prefixes for name in ("conv1.weight", "layer1.0.bn1.bias")}
-
-
-def tensors(*given: str) -> State:
-    return {name: torch.zeros(1) for name in given}
-
-
-def fits(value: Any) -> list[str]:
-    return [name for name, reader in LAYOUTS.items() if reader(content(value)) is not None]
 
 
 def test_the_student_of_dino_can_be_had_by_its_address() -> None:
