@@ -55,7 +55,13 @@ class Evil:
 @pytest.mark.slow  # two imports
 @pytest.mark.parametrize("name", ["detectron2", "mmseg"])
 def test_an_engine_needs_its_own_packages_only(name: str) -> None:
-    assert set(program(FOREIGN.format(name=name))) == {"zoo", "zoo.device", "zoo.distributed", "zoo.errors"}
+    assert set(program(FOREIGN.format(name=name))) == {
+        "zoo",
+        "zoo.device",
+        "zoo.distributed",
+        "zoo.errors",
+        "zoo.interrupt",
+    }
 
 
 @pytest.mark.slow
