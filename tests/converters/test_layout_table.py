@@ -8,7 +8,7 @@ import pytest
 
 from converters.__main__ import Target
 from converters.layouts import LAYOUTS
-from tests.converters.layout_table import ARCH, DAMAGE, DOCUMENT, MADE, PARITY, WRITERS, row, written
+from tests.converters.layout_table import ARCH, DAMAGE, DOCUMENT, MADE, PARITY, SPOILT, WRITERS, row, written
 
 METHODS = {  # what is said of a file; of all others: not said by the file
     "simsiam": "SimSiam",
@@ -54,9 +54,10 @@ def test_a_layout(name: str, tmp_path: Path) -> None:
     assert found.equal == found.tensors and not found.unexpected
     assert (found.method, found.groups) == (METHODS.get(name, "not said by the file"), MADE[name](ARCH).groups)
     assert found.parity < PARITY
-    counted = Counter(found.outcomes.values())
-    assert counted["refused"] + counted["right"] == len(DAMAGE) + 1, found.outcomes
-    assert {kind for kind in MUST_BE_RIGHT if found.outcomes[kind] != "right"} == set()
+    if name in SPOILT:
+        counted = Counter(found.outcomes.values())
+        assert counted["refused"] + counted["right"] == len(DAMAGE) + 1, found.outcomes
+        assert {kind for kind in MUST_BE_RIGHT if found.outcomes[kind] != "right"} == set()
     assert str(found) in DOCUMENT.read_text().splitlines(), (
         "docs/layouts.md: run python -m tests.converters.layout_table"
     )
@@ -75,6 +76,11 @@ def test_a_writer(target: str, tmp_path: Path) -> None:
 
 def test_every_target_of_the_command_is_tried() -> None:
     assert set(WRITERS) == set(get_args(Target))
+
+
+def test_every_layout_is_spoilt_once() -> None:
+    lines = [line.split(" | ") for line in DOCUMENT.read_text().splitlines() if line.count(" | ") == 7]
+    assert sorted(layout for _, layout, _, _, _, spoilt, *_ in lines if " of 15" in spoilt) == sorted(LAYOUTS)
 
 
 def test_every_reader_is_tried() -> None:
