@@ -21,6 +21,7 @@ def quiet_process() -> Iterator[None]:
     signals = (signal.SIGTERM, signal.SIGINT, *interrupt.REQUESTS)
     before, root = {number: signal.getsignal(number) for number in signals}, logging.getLogger()
     level, handlers = root.level, list(root.handlers)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started with it ignored
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number, handler in before.items():
