@@ -357,7 +357,7 @@ EMPTY = pickle.dumps({}, protocol=2)
         (b"404: Not Found", "its content is text ('404: Not Found' …)"),
         (b'{"error": 1}', "its content is text"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "a pointer of Git LFS, not the file itself"),
-        (gzip.compress(b"x"), "compressed by gzip: unpack it first"),
+        (gzip.compress(b"x", mtime=0), "compressed by gzip: unpack it first"),
         (b"\xfd7zXZ\x00\x00", "compressed by xz: unpack it first"),
         (b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it first"),
         (b"BZh91AY", "compressed by bzip2"),
