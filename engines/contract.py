@@ -10,13 +10,14 @@ normalised the engine's own way.
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from zoo import interrupt
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +108,11 @@ def child(run: Callable[[Path, Job], None]) -> None:
     torch.multiprocessing.set_sharing_strategy("file_system")  # many small tensors from loader processes
     folder = Path(sys.argv[1])
     try:
-        run(folder, read_job(folder))
+        with alone(folder):
+            run(folder, read_job(folder))
+    except KeyboardInterrupt:
+        logging.shutdown()
+        os._exit(interrupt.exit_code())
     except Refused as refusal:
         _fail(folder, str(refusal), refusal.exit_code)
     except ImportError as error:
@@ -115,6 +122,17 @@ def child(run: Callable[[Path, Job], None]) -> None:
             _fail(folder, f"the disk that holds {folder} is full: free space, or set ZOO_RUNS to another one.", INPUT)
         _fail(folder, traceback.format_exc(), 1)
     raise SystemExit(0)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait for the child of an earlier command that was killed: it may be saving what this one goes on from."""
+    if int(os.environ.get("RANK", 0)) > 0:  # the others wait for the first one's process group
+        yield
+        return
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _disk_is_full(error: Exception) -> bool:

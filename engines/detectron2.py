@@ -1,8 +1,10 @@
 """python -m engines.detectron2 FOLDER: train and test one detectron2 model as FOLDER/job.json says (engines.contract).
 
-detectron2's own trainer, samplers, augmentation, optimiser and schedule do the work; here are only the batch norm after
-res5 that the VOC protocols add (protocols §2.8), the proofs before iteration 0, and one checkpoint to resume from.
-Under torchrun every process runs this, with gloo on CPUs, which detectron2's own launcher does not do.
+detectron2's own trainer, augmentation, optimiser and schedule do the work; here are only the batch norm after res5 that
+the VOC protocols add (protocols §2.8), the proofs before iteration 0, draws that do not depend on what has run before
+(engines.draws), and one checkpoint, from which a training goes on with the bits of one that was never stopped.
+Under torchrun every process runs this, with gloo on CPUs, which detectron2's own launcher does not do. Two processes do
+not equal one of the same global batch: each groups its own share of the images, and draws its own regions.
 """
 
 import copy
@@ -10,10 +12,11 @@ import json
 import logging
 import os
 import pickle
-import re
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,14 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
 from detectron2.config import CfgNode, get_cfg  # noqa: E402
-from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader  # noqa: E402
+from detectron2.data import (  # noqa: E402
+    DatasetCatalog,
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.data import detection_utils as reading  # noqa: E402
+from detectron2.data.common import DatasetFromList  # noqa: E402
 from detectron2.engine import DefaultTrainer, HookBase, hooks  # noqa: E402
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset  # noqa: E402
 from detectron2.layers import get_norm  # noqa: E402
@@ -38,8 +47,8 @@ from detectron2.modeling.backbone.resnet import BasicBlock  # noqa: E402
 from detectron2.modeling.roi_heads import Res5ROIHeads  # noqa: E402
 from detectron2.structures import BoxMode  # noqa: E402
 from detectron2.utils import comm  # noqa: E402
-from detectron2.utils.env import seed_all_rng  # noqa: E402
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter  # noqa: E402
+from pycocotools import mask as run_lengths  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from engines.contract import (  # noqa: E402
@@ -54,8 +63,10 @@ from engines.contract import (  # noqa: E402
     log_period,
     write_answer,
 )
+from engines.draws import PRECISE_BN, Batches, grouped, seed_all, shuffled  # noqa: E402
 from zoo import device as devices  # noqa: E402
-from zoo.distributed import World, world  # noqa: E402
+from zoo import interrupt  # noqa: E402
+from zoo.distributed import World, any_process, barrier, world  # noqa: E402
 
 log = logging.getLogger(__name__)
 TRAIN, TEST = "zoo_train", "zoo_test"
@@ -105,8 +116,7 @@ def run(folder: Path, job: Job) -> None:
     loader: Any = build_detection_test_loader  # what it is decorated with hides its arguments from type checkers
     with world() as me, _joined(me):
         cfg = configured(folder, job, me)
-        # before the loader and its sampler are made: a resumed run must not see the beginning's draws again
-        seed_all_rng(job.seed + me.rank + me.size * begins_at(folder))
+        seed_all(job.seed)  # the tensors that no checkpoint has
         if job.task == "check":
             model = build_model(cfg)
             _load(DetectionCheckpointer(model), cfg.MODEL.WEIGHTS)
@@ -116,30 +126,21 @@ def run(folder: Path, job: Job) -> None:
         _register(TEST, job.test, job)
         trainer = _Trainer.resumed(cfg, job, me)
         proofs = trainer.proofs
-        if trainer.start_iter < trainer.max_iter:
-            try:
-                trainer.train()
-            except FloatingPointError as error:
-                raise NonFinite(f"{error}\nLower SOLVER.BASE_LR, or look at the checkpoint's values.") from error
+        trainer.complete()
         images = loader(cfg, TEST, num_workers=job.workers)
-        found: Any = inference_on_dataset(_plain(trainer.model), images, _Collector())
+        found: Any = inference_on_dataset(_plain(trainer.model), images, _Collector(masks=cfg.MODEL.MASK_ON))
         if me.is_main:
             scored = found.pop("num_images")
             measurement = {
                 "proofs": proofs,
                 "steps": trainer.max_iter,
+                "batch": trainer.batches.batch * me.size,
+                "lr": trainer.optimizer.param_groups[0]["initial_lr"],
                 "resumed_at": trainer.start_iter,
                 "num_scored": int(scored),
                 **versions(),
             }
             write_answer(folder, measurement, found)
-
-
-def begins_at(folder: Path) -> int:
-    """The iteration after the last checkpoint's, by its name; 0 without one, or when all iterations are done."""
-    tag = folder / "last_checkpoint"
-    found = re.fullmatch(r"model_(\d+)\.pth", tag.read_text().strip()) if tag.exists() else None
-    return int(found[1]) + 1 if found else 0
 
 
 def _load(checkpointer: DetectionCheckpointer, path: str) -> None:
@@ -168,9 +169,10 @@ def configured(folder: Path, job: Job, me: World) -> CfgNode:
     cfg.DATALOADER.NUM_WORKERS = job.workers
     cfg.SEED = job.seed
     cfg.TEST.EVAL_PERIOD = 0  # reported: the last iteration
+    assert cfg.SOLVER.IMS_PER_BATCH % me.size == 0, "the parent has seen to it"
     problems = []
-    if cfg.SOLVER.IMS_PER_BATCH % me.size:
-        problems.append(f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is not divisible among {me.size} processes")
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        problems.append(f"DATALOADER.SAMPLER_TRAIN: expected TrainingSampler, found {cfg.DATALOADER.SAMPLER_TRAIN}")
     if job.task == "measure" and cfg.MODEL.ROI_HEADS.NUM_CLASSES != len(job.classes):
         problems.append(
             f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, the data has {len(job.classes)}"
@@ -272,19 +274,38 @@ class _OneCheckpoint(DetectionCheckpointer):
         if self.save_to_disk:
             self.sweep()
 
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """All or nothing: an empty tag would cost the whole training."""
+        tag = Path(self.save_dir) / "last_checkpoint"
+        new = tag.with_name(".last_checkpoint.tmp")
+        new.write_text(last_filename_basename)
+        new.replace(tag)
+
 
 class _Trainer(DefaultTrainer):
     """DefaultTrainer that proves what it loaded, logs as the project does, and leaves evaluation to its caller."""
 
     model: nn.Module  # of the trainer that DefaultTrainer wraps
+    optimizer: torch.optim.Optimizer
     proofs: dict[str, Any]
+
+    def __init__(self, cfg: CfgNode, me: World) -> None:
+        self.me = me
+        self.asked: Callable[[], bool] = lambda: False
+        super().__init__(cfg)
+
+    @property
+    def batches(self) -> Batches:
+        loader: Any = self._trainer.data_loader
+        return loader
 
     @classmethod
     def resumed(cls, cfg: CfgNode, job: Job, me: World) -> "_Trainer":
         """A trainer standing at its last checkpoint, or at iteration 0 with proven weights."""
-        trainer = cls(cfg)
+        trainer = cls(cfg, me)
         trainer.resume_or_load(resume=True)
         if trainer.start_iter:
+            trainer.batches.start = trainer.start_iter
             log.info("resuming at iteration %d", trainer.start_iter)
             if me.is_main:
                 cut_back(Path(cfg.OUTPUT_DIR) / "log.jsonl", trainer.start_iter)
@@ -307,17 +328,67 @@ class _Trainer(DefaultTrainer):
         device = torch.device(cfg.MODEL.DEVICE)
         return devices.synchronised_batch_norm(model, device) if _sync_on_cpu(cfg) else model
 
+    def state_dict(self) -> dict[str, Any]:
+        """With the optimiser's: detectron2 v0.6 leaves it out, and would go on without momentum, at another lr."""
+        return super().state_dict() | {"_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if "_trainer" not in state_dict:
+            raise Refused(
+                f"{self.cfg.OUTPUT_DIR}: its checkpoint has no optimiser's state, as an earlier version wrote it, and "
+                "cannot be gone on from exactly; remove the folder to start anew."
+            )
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+
     def build_hooks(self) -> list[HookBase | None]:
         checkpointer = _OneCheckpoint(self.checkpointer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
-        if comm.is_main_process():
+        if self.me.is_main:
             checkpointer.sweep()
-        comm.synchronize()
+        barrier(self.me)
         self.checkpointer = checkpointer
-        built = [hook for hook in super().build_hooks() if not isinstance(hook, hooks.EvalHook)]
-        for hook in built:
-            if isinstance(hook, hooks.PeriodicWriter):
-                hook._period = log_period(self.max_iter)
+        built: list[HookBase | None] = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if self.cfg.TEST.PRECISE_BN.ENABLED:
+            batches = replace(self.batches, purpose=PRECISE_BN)
+            built.append(_PreciseBN(self.model, batches, self.cfg.TEST.PRECISE_BN.NUM_ITER))
+        built.append(_Stop())
+        if self.me.is_main:
+            built.append(hooks.PeriodicCheckpointer(checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD))
+            built.append(hooks.PeriodicWriter(self.build_writers(), period=log_period(self.max_iter)))
         return built
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Batches:
+        """detectron2's images, mapper and grouping, with draws that the iteration decides (engines.draws)."""
+        loader: Any = build_detection_train_loader
+        parts = loader.from_config(cfg, sampler=())
+        listed, alike = parts["dataset"], parts["aspect_ratio_grouping"]
+        batch = parts["total_batch_size"] // comm.get_world_size()
+        places = partial(shuffled, len(listed), cfg.SEED, comm.get_rank(), comm.get_world_size())
+        wide = [image["width"] > image["height"] for image in listed]
+        return Batches(
+            dataset=listed,
+            read=_Mapped(DatasetFromList(listed, copy=False), parts["mapper"]),
+            places=(lambda purpose: grouped(places(purpose), wide, batch)) if alike else places,
+            batch=batch,
+            seed=cfg.SEED,
+            rank=comm.get_rank(),
+            workers=parts["num_workers"],
+            collate=list,
+        )
+
+    def complete(self) -> None:
+        """Train what is left to train. Raises NonFinite, and KeyboardInterrupt after a signal, the state saved."""
+        if self.start_iter >= self.max_iter:
+            return
+        with interrupt.deferred() as self.asked:
+            try:
+                self.train()
+            except FloatingPointError as error:
+                raise NonFinite(f"{error}\nLower SOLVER.BASE_LR, or look at the checkpoint's values.") from error
+        self.batches.close()
+        if any_process(self.asked(), self.me):  # in the last iteration
+            raise KeyboardInterrupt
 
     def build_writers(self) -> list[Any]:
         folder = Path(self.cfg.OUTPUT_DIR)
@@ -326,6 +397,48 @@ class _Trainer(DefaultTrainer):
             JSONWriter(str(folder / "log.jsonl")),
             TensorboardXWriter(str(folder)),
         ]
+
+
+class _PreciseBN(hooks.PreciseBN):
+    """After the last iteration, on draws of its own; the first process's statistics are those of all.
+
+    detectron2 weighs a batch by the process's own padded pixels, so that each process would test another model.
+    """
+
+    def __init__(self, model: nn.Module, batches: Batches, iterations: int) -> None:
+        super().__init__(0, model, batches, iterations)
+        self._batches = batches
+
+    def update_stats(self) -> None:
+        super().update_stats()
+        self._batches.close()
+        if comm.get_world_size() > 1:
+            for buffer in self._model.buffers():
+                dist.broadcast(buffer, 0)
+
+
+class _Stop(HookBase):
+    """Save and leave after the iteration in which a signal came, on all processes at once. Before the checkpointer."""
+
+    def after_step(self) -> None:
+        trainer: Any = self.trainer
+        done = trainer.iter + 1
+        if done < trainer.max_iter and any_process(trainer.asked(), trainer.me):
+            trainer.checkpointer.save(f"model_{trainer.iter:07d}", iteration=trainer.iter)
+            barrier(trainer.me)
+            log.info("stopped after %d of %d iterations; the same command goes on from there", done, trainer.max_iter)
+            raise KeyboardInterrupt
+
+
+@dataclass(frozen=True)
+class _Mapped:
+    """What detectron2's mapper makes of a listed image: read, augmented, with its boxes."""
+
+    listed: Any  # DatasetFromList: its elements are serialised, and no loader process copies them
+    mapper: Callable[[dict[str, Any]], Any]
+
+    def __call__(self, index: int) -> Any:
+        return self.mapper(self.listed[index])
 
 
 def _plain(model: nn.Module) -> nn.Module:
@@ -337,11 +450,15 @@ def _sync_on_cpu(cfg: CfgNode) -> bool:
 
 
 class _Collector(DatasetEvaluator):
-    """Every detection of every test image, as arrays."""
+    """Every detection of every test image, as arrays; masks, where the model has them, as COCO's run lengths."""
+
+    def __init__(self, masks: bool) -> None:
+        self._with_masks = masks
 
     def reset(self) -> None:
         self._seen: list[int] = []
         self._found: list[np.ndarray] = []  # (n, 7): image, class, score, x0, y0, x1, y1
+        self._masks: list[bytes] = []  # compressed run lengths at the image's size, one a detection
 
     def process(self, inputs: list[Mapping[str, Any]], outputs: list[Mapping[str, Any]]) -> None:
         for image, output in zip(inputs, outputs, strict=True):
@@ -353,22 +470,33 @@ class _Collector(DatasetEvaluator):
             rows[:, 3:] = instances.pred_boxes.tensor.numpy()
             self._seen.append(int(image["image_id"]))
             self._found.append(rows)
+            if self._with_masks and len(instances):
+                stacked = np.asfortranarray(instances.pred_masks.numpy().transpose(1, 2, 0).astype(np.uint8))
+                packed: Any = run_lengths.encode(stacked)  # of (H, W, n)
+                self._masks += [mask["counts"] for mask in packed]
 
     def evaluate(self) -> Any:  # the base class says None, and its callers use what comes
-        parts = comm.gather((self._seen, self._found), dst=0)
+        parts = comm.gather((self._seen, self._found, self._masks), dst=0)
         if not comm.is_main_process():
             return {}
         seen = sorted(image for part in parts for image in part[0])
         if seen != list(range(len(seen))):
             raise Refused("expected every test image exactly once; this is a bug of the project.")
         rows = np.concatenate([np.empty((0, 7)), *(rows for part in parts for rows in part[1])])
-        rows = rows[np.argsort(rows[:, 0], kind="stable")]
+        order = np.argsort(rows[:, 0], kind="stable")
+        rows = rows[order]
+        masks: dict[str, np.ndarray] = {}
+        if self._with_masks:
+            packed = [mask for part in parts for mask in part[2]]
+            masks["mask_counts"] = np.frombuffer(b"".join(packed[row] for row in order), np.uint8)
+            masks["mask_offsets"] = np.cumsum([0, *(len(packed[row]) for row in order)], dtype=np.int64)
         return {
             "num_images": np.int64(len(seen)),
             "image": rows[:, 0].astype(np.int64),
             "label": rows[:, 1].astype(np.int64),
             "score": rows[:, 2].astype(np.float32),
             "box": rows[:, 3:].astype(np.float32),
+            **masks,
         }
 
 

@@ -1,8 +1,9 @@
 """python -m engines.mmseg FOLDER: train and test one mmsegmentation model as FOLDER/job.json says (engines.contract).
 
-mmengine's runner, sampler, augmentation, optimiser and schedule do the work; here are only the proofs before iteration
-0, one checkpoint to resume from, the project's log, and a test that counts every image once. Under torchrun every
-process runs this, with gloo on CPUs, which mmengine's own launcher does not do.
+mmengine's runner, augmentation, optimiser and schedule do the work; here are only the proofs before iteration 0, draws
+that do not depend on what has run before (engines.draws), one checkpoint, from which a training goes on with the bits
+of one that was never stopped, the project's log, and a test that counts every image once. Under torchrun every process
+runs this, with gloo on CPUs, which mmengine's own launcher does not do.
 
 A configuration states the batch of all processes together (train_dataloader.batch_size); each takes its share.
 """
@@ -13,8 +14,10 @@ import logging
 import math
 import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +31,14 @@ import mmengine.device.utils as engine_device  # noqa: E402
 import mmseg  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from mmcv.transforms import BaseTransform  # noqa: E402
 from mmengine.config import Config, ConfigDict  # noqa: E402
 from mmengine.dataset import Compose, pseudo_collate  # noqa: E402
 from mmengine.hooks import CheckpointHook, Hook  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
 from mmengine.model import is_model_wrapper  # noqa: E402
-from mmengine.runner import Runner, set_random_seed  # noqa: E402
+from mmengine.registry import LOOPS  # noqa: E402
+from mmengine.runner import IterBasedTrainLoop, Runner  # noqa: E402
 from mmseg.datasets import BaseSegDataset  # noqa: E402
 from mmseg.evaluation import IoUMetric  # noqa: E402
 from mmseg.registry import DATASETS, MODELS, TRANSFORMS  # noqa: E402
@@ -54,12 +59,15 @@ from engines.contract import (  # noqa: E402
     log_period,
     write_answer,
 )
+from engines.draws import Batches, seed_all, shuffled  # noqa: E402
 from zoo import device as devices  # noqa: E402
-from zoo.distributed import World, barrier, gather_by_index, share, world  # noqa: E402
+from zoo import interrupt  # noqa: E402
+from zoo.distributed import World, any_process, barrier, gather_by_index, share, world  # noqa: E402
+from zoo.errors import DataError  # noqa: E402
+from zoo.masks import IGNORED, read_mask, size_problem  # noqa: E402
 
 log = logging.getLogger(__name__)
 BACKBONE = ("backbone.",)
-IGNORED = 255  # the label of pixels that count for nothing
 PICTURES = 12  # label maps that are kept
 AREAS = ("intersect", "union", "predicted", "labelled")  # in the order of IoUMetric.intersect_and_union
 KEYS = frozenset(  # of a native configuration; the rest (paths, seeds, launcher, evaluators) is decided here
@@ -76,6 +84,40 @@ class ListedImages(BaseSegDataset):
         return [{**image, **fixed, "seg_fields": []} for image in json.loads(Path(self.ann_file).read_text())]
 
 
+@TRANSFORMS.register_module()
+class LoadLabels(BaseTransform):
+    """In the place of mmseg's LoadAnnotations: the same labels, or a refusal that names the file (zoo.masks).
+
+    mmseg's own would train on a label that is no class, on a mask's colours, and on a mask of another picture's size.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        path = Path(results["seg_map_path"])
+        try:
+            labels = read_mask(path, self.num_classes)
+        except DataError as error:
+            raise Refused(str(error)) from error
+        (height, width), of_image = labels.shape, results["ori_shape"]
+        if problem := size_problem(path, (width, height), of_image[::-1]):
+            raise Refused(problem)
+        results["gt_seg_map"] = labels
+        results["seg_fields"].append("gt_seg_map")
+        return results
+
+
+@contextmanager
+def _loaders_refusal() -> Iterator[None]:
+    """A refusal in a loader's process: torch has put a traceback around its one line."""
+    try:
+        yield
+    except Refused as refusal:
+        said = str(refusal).rpartition("Refused: ")[2].strip()
+        raise type(refusal)(said) from refusal
+
+
 def run(folder: Path, job: Job) -> None:
     check_weights_file(job)
     register_all_modules(init_default_scope=True)
@@ -83,19 +125,19 @@ def run(folder: Path, job: Job) -> None:
     setattr(engine_device, "DEVICE", torch.device(job.device).type)  # noqa: B010  # else the first GPU there is
     with world() as me:
         cfg = configured(job, me)
-        set_random_seed(job.seed)
+        seed_all(job.seed)  # the tensors that no checkpoint has
         model = built(cfg, me)
         if job.task == "check":
             model.init_weights()
             write_answer(folder, {"proofs": prove(model.to(job.device), cfg, job), **versions()}, {})
             return
-        start, proofs = train(model, cfg, folder, job, me)
-        areas, maps = tested(model, cfg, job, me)
+        with _loaders_refusal():
+            trained = train(model, cfg, folder, job, me)
+            areas, maps = tested(model, cfg, job, me)
         if me.is_main:
             measurement = {
-                "proofs": proofs,
+                **trained,
                 "steps": cfg["train_cfg"]["max_iters"],
-                "resumed_at": start,
                 "num_scored": len(areas),
                 **versions(),
             }
@@ -126,6 +168,9 @@ def configured(job: Job, me: World) -> dict[str, Any]:
         loader["dataset"] |= {"type": "ListedImages", "ann_file": path, "metainfo": {"classes": tuple(job.classes)}}
         loader["dataset"] |= {"ignore_index": IGNORED, "reduce_zero_label": False, "test_mode": role == "test"}
         loader["num_workers"] = job.workers
+        pipeline = loader["dataset"]["pipeline"]
+        own = {"type": "LoadLabels", "num_classes": len(job.classes)}
+        loader["dataset"]["pipeline"] = [s | own if s.get("type") == "LoadAnnotations" else s for s in pipeline]
         with _as_refusal():
             Compose(loader["dataset"]["pipeline"])
     cfg["train_dataloader"]["batch_size"] //= me.size
@@ -160,9 +205,12 @@ def _tuples(value: Any) -> Any:
 
 
 def _problems(cfg: Mapping[str, Any], job: Job, me: World) -> Iterator[str]:
-    batch = cfg["train_dataloader"]["batch_size"]
-    if batch % me.size:
-        yield f"train_dataloader.batch_size {batch} is not divisible among {me.size} processes"
+    assert cfg["train_dataloader"]["batch_size"] % me.size == 0, "the parent has seen to it"
+    if set(cfg["train_dataloader"]) != {"batch_size", "sampler", "dataset"}:
+        yield f"train_dataloader: expected batch_size, sampler and dataset, found {', '.join(cfg['train_dataloader'])}"
+    elif cfg["train_dataloader"]["sampler"] != {"type": "InfiniteSampler", "shuffle": True}:
+        found = cfg["train_dataloader"]["sampler"]
+        yield f"train_dataloader.sampler: expected a shuffled InfiniteSampler, found {found}"
     for head in ("decode_head", "auxiliary_head"):
         found = cfg["model"][head].get("num_classes")
         if found != len(job.classes):
@@ -214,8 +262,11 @@ def _stages(model: Any, pixels: Tensor) -> dict[str, Tensor]:
     return {f"feature{number}": output for number, output in enumerate(outputs, start=2)}
 
 
-def train(model: nn.Module, cfg: Mapping[str, Any], folder: Path, job: Job, me: World) -> tuple[int, dict[str, Any]]:
-    """Train `model` in place from the last checkpoint, or from its proven weights: (where it began, the proofs)."""
+def train(model: nn.Module, cfg: Mapping[str, Any], folder: Path, job: Job, me: World) -> dict[str, Any]:
+    """Train `model` in place from the last checkpoint, or from its proven weights; what the record says of it.
+
+    Raises KeyboardInterrupt after a signal, the state saved.
+    """
     if me.is_main:
         _OneCheckpoint.sweep(folder)
     barrier(me)
@@ -228,11 +279,12 @@ def train(model: nn.Module, cfg: Mapping[str, Any], folder: Path, job: Job, me: 
         "timer": None,
         "logger": None,  # _Log
     }
+    batches: Any = batches_of(cfg["train_dataloader"], job, me)
     runner = _Runner(
         model=model,
         work_dir=str(folder),
-        train_dataloader=cfg["train_dataloader"],
-        train_cfg=cfg["train_cfg"],
+        train_dataloader=batches,
+        train_cfg=cfg["train_cfg"] | {"type": "ExactLoop"},
         optim_wrapper=cfg["optim_wrapper"],
         param_scheduler=cfg["param_scheduler"],
         default_hooks=hooks,
@@ -249,10 +301,54 @@ def train(model: nn.Module, cfg: Mapping[str, Any], folder: Path, job: Job, me: 
     begin = _Begin(folder, cfg, job, me)
     runner.register_hook(begin)
     runner.register_hook(_Log(folder, me))
-    runner.train()
+    with interrupt.deferred() as asked:
+        runner.register_hook(_Stop(asked, me), priority="LOWEST")  # after the schedule's and the checkpoint's
+        runner.train()
+    if any_process(asked(), me):  # in the last iteration
+        raise KeyboardInterrupt
     # the runner puts plain batch norms in place of SyncBN inside this very model, and wraps it without copying
     assert _plain(runner.model) is model
-    return begin.start, begin.proofs
+    optimiser: Any = runner.optim_wrapper
+    return {
+        "proofs": begin.proofs,
+        "batch": batches.batch * me.size,
+        "lr": optimiser.param_groups[0]["initial_lr"],
+        "resumed_at": begin.start,
+    }
+
+
+def batches_of(loader: Mapping[str, Any], job: Job, me: World) -> Batches:
+    """What mmengine's loader with its InfiniteSampler would hand over, with draws that the iteration decides."""
+    dataset: Any = DATASETS.build(loader["dataset"])
+    return Batches(
+        dataset=dataset,
+        read=dataset.__getitem__,
+        places=partial(shuffled, len(dataset), job.seed, me.rank, me.size),
+        batch=loader["batch_size"],
+        seed=job.seed,
+        rank=me.rank,
+        workers=loader["num_workers"],
+        collate=pseudo_collate,
+    )
+
+
+@LOOPS.register_module()
+class ExactLoop(IterBasedTrainLoop):
+    """Goes on with the batch that is due, where mmengine's first reads all earlier ones."""
+
+    dataloader: Any
+
+    def run(self) -> Any:
+        self.runner.call_hook("before_train")
+        self.runner.call_hook("before_train_epoch")
+        self.dataloader.start = self.iter
+        for batch in islice(self.dataloader, self.max_iters - self.iter):
+            self.runner.model.train()
+            self.run_iter(batch)
+        self.dataloader.close()
+        self.runner.call_hook("after_train_epoch")
+        self.runner.call_hook("after_train")
+        return self.runner.model
 
 
 def _plain(model: Any) -> Any:
@@ -301,13 +397,16 @@ class _OneCheckpoint(CheckpointHook):
         if runner.rank == 0:
             self.sweep(Path(runner.work_dir))
 
+    def save(self, runner: Any) -> None:
+        self._save_checkpoint(runner)
+
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Tensors, numbers and strings only: the log's histories are pickled objects, and log.jsonl has them."""
         checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": {}, "resumed_keys": {}}
 
 
 class _Begin(Hook):
-    """Once weights or a checkpoint have been loaded: the proofs, and draws that differ by process and by start."""
+    """The proofs, once weights or a checkpoint have been loaded."""
 
     def __init__(self, folder: Path, cfg: Mapping[str, Any], job: Job, me: World) -> None:
         self.folder, self.cfg, self.job, self.me = folder, cfg, job, me
@@ -316,8 +415,6 @@ class _Begin(Hook):
 
     def before_train(self, runner: Any) -> None:
         self.start = runner.iter
-        runner.train_dataloader.worker_init_fn = None  # torch seeds loader processes from this process's draws
-        set_random_seed(self.job.seed + self.me.rank + self.me.size * self.start)
         stored = self.folder / "proofs.json"
         if self.start:
             log.info("resuming at iteration %d", self.start)
@@ -331,6 +428,23 @@ class _Begin(Hook):
         )
         if self.me.is_main:
             stored.write_text(json.dumps(self.proofs))
+
+
+class _Stop(Hook):
+    """Save and leave after the iteration in which a signal came, on all processes at once."""
+
+    def __init__(self, asked: Callable[[], bool], me: World) -> None:
+        self.asked, self.me = asked, me
+
+    def after_train_iter(self, runner: Any, *batch: Any, **outputs: Any) -> None:
+        done = runner.iter + 1
+        if done < runner.max_iters and any_process(self.asked(), self.me):
+            checkpoint = next(hook for hook in runner.hooks if isinstance(hook, _OneCheckpoint))
+            if not checkpoint.every_n_train_iters(runner, checkpoint.interval):  # else there is one of this iteration
+                checkpoint.save(runner)
+            barrier(self.me)
+            log.info("stopped after %d of %d iterations; the same command goes on from there", done, runner.max_iters)
+            raise KeyboardInterrupt
 
 
 class _Log(Hook):

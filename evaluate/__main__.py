@@ -112,13 +112,22 @@ def run(
     cell: Annotated[Path | None, typer.Option(help="a cell file, instead of the two above")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of training on top of the checkpoint")] = 0,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value: marks the result modified")] = None,
+    global_batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="images a step of all processes, for fewer devices: rate and schedule scale with it "
+            "(--set settings.global_batch=N)",
+        ),
+    ] = None,
     records: Annotated[Path | None, typer.Option(help="where the record goes; default runs/single/records")] = None,
     force: Annotated[bool, typer.Option(help="measure again even if the record exists")] = False,
     workers: Workers = DEFAULT_WORKERS,
     procs: Processes = 1,
 ) -> None:
     """Measure one cell and write its record."""
-    chosen, target = _chosen(checkpoint, benchmark, cell, seed, overrides or [])
+    scaled = [] if global_batch is None else [f"settings.global_batch={global_batch}"]
+    chosen, target = _chosen(checkpoint, benchmark, cell, seed, [*(overrides or []), *scaled])
     target = records or target
     path = target / f"{chosen.id}.json"
     if path.exists() and not force:

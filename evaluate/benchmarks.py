@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from evaluate import detection, knn, linear, segmentation, voc_svm
+from evaluate import detection, instances, knn, linear, segmentation, voc_svm
 from evaluate.job import Benchmark
 from zoo.benchmark import BenchmarkConfig, benchmark_path
 from zoo.config import load, read_yaml
@@ -13,6 +13,7 @@ BENCHMARKS: Final[dict[str, Benchmark]] = {
     "knn": knn,
     "linear": linear,
     "detection": detection,
+    "instance_segmentation": instances,
     "segmentation": segmentation,
     "voc_svm": voc_svm,
 }

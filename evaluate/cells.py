@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from evaluate.benchmarks import BENCHMARKS, load_benchmark
 from zoo.benchmark import BenchmarkConfig
 from zoo.checkpoint import CheckpointCard, read_card
@@ -80,9 +82,17 @@ def cell_id(config: BenchmarkConfig[Any, Any], card: CheckpointCard, datasets: d
             "datasets": {role: who.sha256 for role, who in datasets.items()},
             "benchmark": config.benchmark,
             "protocol": config.protocol,
-            "settings": config.settings.model_dump(mode="json"),
+            "settings": identified(config.settings),
             "seed": None if deterministic else seed,
         }
+    )
+
+
+def identified(settings: BaseModel) -> dict[str, Any]:
+    """The settings' part of an id: all but those that stand at a default, so a new optional one changes no old id."""
+    optional = type(settings).model_fields.items()
+    return settings.model_dump(
+        mode="json", exclude={n for n, f in optional if not f.is_required() and getattr(settings, n) == f.default}
     )
 
 

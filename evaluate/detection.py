@@ -6,13 +6,14 @@ both published protocols exist under their names: `_zoo` with mmdet's values, `_
 """
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from evaluate.bootstrap import resample_counts
-from evaluate.engine import all_read, class_names, measure
+from evaluate.engine import EngineSettings, all_read, class_names, labels, measure
 from evaluate.job import FeatureSpec, Job
+from evaluate.lr_sweep import HeldOut, selection
 from evaluate.voc_ap import (
     THRESHOLDS,
     Detections,
@@ -25,17 +26,15 @@ from evaluate.voc_ap import (
 )
 from zoo.config import Strict
 from zoo.datasets import Manifest, dataset_config
+from zoo.errors import DataError
 from zoo.record import Measurement
-from zoo.voc import VocAnnotation, read_annotation
+from zoo.voc import VocAnnotation, check_picture, read_annotation
 
 ENGINE = "detectron2"
 Origin = Literal["xmin_ymin", "all_four"]
 
 
-class Settings(Strict):
-    train_split: str
-    test_split: str
-    engine_config: dict[str, Any]  # a file of configs/engines/detectron2, resolved
+class Settings(EngineSettings):
     lowered_by_one: Origin  # of VOC's 1-based corners: detectron2 lowers xmin and ymin, mmdet all four
     difficult_in_training: Literal["boxes", "background"]  # D20
     matching: Rule  # D21
@@ -59,55 +58,146 @@ def deterministic(settings: Settings) -> bool:
 
 
 def run(job: Job) -> Measurement:
-    """AP (IoU .50:.05:.95), AP50 and AP75 in percent, of the last iteration. Raises as evaluate.engine.measure."""
+    """AP (IoU .50:.05:.95), AP50 and AP75 in percent, of the last iteration; AP50 by both rules of matching too.
+
+    Raises as evaluate.engine.measure.
+    """
     from converters.to_detectron2 import prepared
 
     settings: Settings = job.settings
-    test = job.manifests["test"]
+    train, test = job.manifests["train"], job.manifests["test"]
     classes = class_names(test.dataset, dataset_config(test.dataset).classes)
-    train_annotations = annotations(job.manifests["train"], classes)
-    test_annotations = annotations(test, classes)
+    train_annotations, test_annotations = checked(train, test, classes, settings)
     details, found = measure(
         "detectron2",
         job,
-        config=settings.engine_config,
         prepare=partial(prepared, layout="c4"),
         classes=classes,
-        train=training_images(job.manifests["train"], train_annotations, settings),
+        train=training_images(train, train_annotations, settings),
         test=images(test, test_annotations),
+        held_out=partial(held_out, train, train_annotations, len(classes), settings),
     )
-    detections = Detections(
+    detections = as_detections(found, settings)
+    metrics, replicates, by_class = scored(detections, ground_truth(test_annotations), test, len(classes), settings)
+    details |= {
+        "ap50_by_class": {name: _or_none(value) for name, value in zip(classes, by_class, strict=True)},
+        "absent_classes": [name for name, value in zip(classes, by_class, strict=True) if np.isnan(value)],
+        "detections": len(detections.score),
+    }
+    return Measurement(
+        metrics=metrics,
+        num_scored=len(test),
+        selection=selection(settings.lr_sweep, "AP50"),
+        per_sample={f"detection_{name}": values for name, values in vars(detections).items()},
+        replicates=replicates,
+        details=details,
+        labels=labels(details),
+    )
+
+
+def as_detections(found: dict[str, np.ndarray], settings: Settings) -> Detections:
+    """The engine's arrays, in VOC's coordinates."""
+    return Detections(
         image=found["image"],
         label=found["label"],
         score=found["score"],
         box=found["box"] + _shift(settings.lowered_by_one),
     )
-    truth = ground_truth(test_annotations)
-    matched = matches(detections, truth, num_classes=len(classes), thresholds=THRESHOLDS, rule=settings.matching)
-    by_class = average_precision(matched, truth, points=settings.points)  # (T, C)
-    counts = resample_counts(len(test), manifest_sha256=test.sha256)
-    resampled = mean_over_classes(average_precision(matched, truth, points=settings.points, counts=counts))  # (R, T)
-    at = {"ap50": THRESHOLDS.index(0.5), "ap75": THRESHOLDS.index(0.75)}
-    mean = mean_over_classes(by_class)
-    details |= {
-        "ap50_by_class": {name: _or_none(value) for name, value in zip(classes, by_class[at["ap50"]], strict=True)},
-        "absent_classes": [name for name, value in zip(classes, by_class[0], strict=True) if np.isnan(value)],
-        "detections": len(detections.score),
-    }
-    return Measurement(
-        metrics={"ap": float(mean.mean()), **{name: float(mean[row]) for name, row in at.items()}},
-        num_scored=len(test),
-        selection="last iteration",
-        per_sample={f"detection_{name}": values for name, values in vars(detections).items()},
-        replicates={"ap": resampled.mean(1), **{name: resampled[:, row] for name, row in at.items()}},
-        details=details,
+
+
+def held_out(
+    train: Manifest, read: list[VocAnnotation], num_classes: int, settings: Settings, rows: np.ndarray
+) -> HeldOut:
+    """The training images without those at `rows`, and these as a test set scored by the protocol's own AP50.
+
+    Raises DataError when these show no object that is not difficult.
+    """
+    held = [read[row] for row in rows]
+    truth = ground_truth(held)
+    if truth.difficult.all():
+        raise DataError(
+            f"{train.dataset} {train.split}: expected an object that is not difficult among the {len(rows)} held-out "
+            "images, found none; raise settings.lr_sweep.held_out."
+        )
+
+    def score(found: dict[str, np.ndarray]) -> float:
+        detections = as_detections(found, settings)
+        matched = matches(detections, truth, num_classes=num_classes, thresholds=(0.5,), rule=settings.matching)
+        return float(mean_over_classes(average_precision(matched, truth, points=settings.points))[0])
+
+    out, tests = set(rows.tolist()), images(train, read)
+    return HeldOut(
+        fit=[image for image in training_images(train, read, settings) if image["image_id"] not in out],
+        test=[tests[row] | {"image_id": number} for number, row in enumerate(rows.tolist())],
+        score=score,
+        metric="AP50",
     )
 
 
+def scored(
+    detections: Detections, truth: GroundTruth, test: Manifest, num_classes: int, settings: Settings
+) -> tuple[dict[str, float], dict[str, np.ndarray], np.ndarray]:
+    """(metric → percent, metric → (1000,) replicates, (C,) AP50 of each class by the protocol's own rule).
+
+    ap, ap50 and ap75 are by the protocol's own matching; ap50_devkit and ap50_mmdet are AP50 by each of the two rules
+    (D21), on the same detections.
+    """
+    counts = resample_counts(len(test), manifest_sha256=test.sha256)
+    means: dict[Rule, np.ndarray] = {}  # (T,)
+    resampled: dict[Rule, np.ndarray] = {}  # (R, T)
+    ap50_by_class = np.empty(0)
+    for rule in get_args(Rule):
+        thresholds = THRESHOLDS if rule == settings.matching else THRESHOLDS[:1]
+        matched = matches(detections, truth, num_classes=num_classes, thresholds=thresholds, rule=rule)
+        by_class = average_precision(matched, truth, points=settings.points)  # (T, C)
+        means[rule] = mean_over_classes(by_class)
+        resampled[rule] = mean_over_classes(average_precision(matched, truth, points=settings.points, counts=counts))
+        if rule == settings.matching:
+            ap50_by_class = by_class[0]
+    own = settings.matching
+    rows: dict[str, tuple[Rule, int]] = {
+        "ap50": (own, THRESHOLDS.index(0.5)),
+        "ap75": (own, THRESHOLDS.index(0.75)),
+        "ap50_devkit": ("above", 0),
+        "ap50_mmdet": ("at_least", 0),
+    }
+    metrics = {"ap": float(means[own].mean())} | {name: float(means[rule][row]) for name, (rule, row) in rows.items()}
+    replicates = {"ap": resampled[own].mean(1)} | {n: resampled[rule][:, row] for n, (rule, row) in rows.items()}
+    return metrics, replicates, ap50_by_class
+
+
+def checked(
+    train: Manifest, test: Manifest, classes: tuple[str, ...], settings: Settings
+) -> tuple[list[VocAnnotation], list[VocAnnotation]]:
+    """(train, test): every image's annotation, and objects to train on and to score. Raises one DataError for all."""
+    read: list[list[VocAnnotation]] = []
+    problems: list[str] = []
+    for split, counts in ((train, settings.difficult_in_training == "boxes"), (test, False)):
+        try:
+            read.append(annotations(split, classes))
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        if not any(counts or not each.difficult for annotation in read[-1] for each in annotation.objects):
+            what = "object" if counts else "object that is not difficult"
+            problems.append(
+                f"{split.dataset} {split.split}: expected at least one {what} in its {len(split):,} images, found "
+                "none; restore the annotations."
+            )
+    if problems:
+        raise DataError("\n".join(problems))
+    return read[0], read[1]
+
+
 def annotations(manifest: Manifest, classes: tuple[str, ...]) -> list[VocAnnotation]:
-    """Every image's annotation. Raises one DataError for all that cannot be read."""
-    what = f"annotations of {manifest.dataset} {manifest.split}"
-    return all_read(lambda index: read_annotation(manifest.annotation(index), classes), len(manifest), what)
+    """Every image's annotation, written for an image of its size. Raises one DataError for all that cannot be used."""
+
+    def read(index: int) -> VocAnnotation:
+        annotation = read_annotation(manifest.annotation(index), classes)
+        check_picture(manifest.path(index), annotation)
+        return annotation
+
+    return all_read(read, len(manifest), f"annotations of {manifest.dataset} {manifest.split}")
 
 
 def images(manifest: Manifest, read: list[VocAnnotation]) -> list[dict[str, Any]]:

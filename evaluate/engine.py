@@ -2,6 +2,9 @@
 
 The cell's own folder holds what the child reads and writes: the job, the converted weights, one checkpoint to go on
 from, log.jsonl and TensorBoard's events. Once the record is written only the job and the logs stay.
+
+Two settings are the same for every engine's benchmark, and are here: a global batch other than the protocol's
+(evaluate.scaling), and a learning rate chosen on held-out training images (evaluate.lr_sweep).
 """
 
 import contextlib
@@ -14,40 +17,123 @@ from typing import Any
 import numpy as np
 
 from engines.launch import Name
-from evaluate.job import Job
-from zoo.errors import CheckpointError, DataError, ZooError, several
+from evaluate import lr_sweep, scaling
+from evaluate.job import Job, Positive
+from evaluate.lr_sweep import HeldOut, LrSweep
+from zoo.config import Strict
+from zoo.datasets import Manifest
+from zoo.errors import CheckpointError, ConfigError, DataError, ZooError, several
 from zoo.files import ensure_writable, write_atomic
 
 _KEPT = ("job.json", "log.jsonl", "events.")
 HISTORY = 200  # points of the loss curve that a record keeps
 
 
+class EngineSettings(Strict):
+    """What the settings of every benchmark that an engine measures begin with."""
+
+    train_split: str
+    test_split: str
+    engine_config: dict[str, Any]  # a file of configs/engines/, resolved
+    global_batch: Positive | None = None  # images a step, where not the protocol's: a variant of it (evaluate.scaling)
+    lr_sweep: LrSweep | None = None  # null: the protocol's own rate
+
+
 def measure(
     name: Name,
     job: Job,
     *,
-    config: dict[str, Any],
     prepare: Callable[..., Any],
     classes: Sequence[str],
     train: list[dict[str, Any]],
     test: list[dict[str, Any]],
+    held_out: Callable[[np.ndarray], HeldOut] | None = None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Hand the cell to engine `name` and return (details for the record, the arrays it wrote).
 
-    prepare(folder, state, arch, pixels) → engines.contract.Weights. train, test: the images in the engine's own terms,
-    test in manifest order. Raises what engines.launch.measure does; CheckpointError for a checkpoint without a network.
+    job.settings are an EngineSettings. prepare(folder, state, arch, pixels) → engines.contract.Weights. train, test:
+    the images in the engine's own terms, test in manifest order. held_out(rows) divides the training images: those at
+    the manifest's `rows` are held out; None where the benchmark has no rate chosen. Raises what engines.launch.measure
+    does; CheckpointError for a checkpoint without a network, ConfigError for a batch or a sweep that cannot be.
     """
-    from engines import launch
-    from engines.contract import Job as Handed
-    from engines.contract import write_job
+    from engines.contract import Weights
     from zoo.backbone import read_weights
 
     if job.card.arch == "raw_pixels":
         raise CheckpointError(f"{job.card.name}: {name} needs a ResNet's weights; pixels alone cannot be fine-tuned.")
+    settings: EngineSettings = job.settings
+    config: dict[str, Any] = settings.engine_config
+    details: dict[str, Any] = {}
+    notes: list[str] = []
+    if settings.global_batch is not None:
+        config, details["scaled"] = scaling.scaled(name, config, settings.global_batch)
+        notes.append(scaling.remark(settings.engine_config, details["scaled"]))
+    refuse_uneven(name, config, job.procs)
+    parts = None
+    if settings.lr_sweep is not None:
+        parts = _divided(name, settings.lr_sweep, job.manifests["train"], held_out)
     folder = ensure_writable(job.work.resolve())
+    weights: Weights = prepare(folder, read_weights(job.weights), job.card.arch, job.card.pixels)
+
+    def train_point(home: Path, mine: dict[str, Any], parts: HeldOut) -> dict[str, np.ndarray]:
+        return _run(name, job, home, weights, mine, classes, parts.fit, parts.test)[1]
+
+    if parts is not None and settings.lr_sweep is not None:
+        config, details["lr_sweep"] = lr_sweep.choose(name, config, settings.lr_sweep, parts, folder, train_point)
+        notes += filter(None, [lr_sweep.remark(details["lr_sweep"])])
+    measurement, arrays = _run(name, job, folder, weights, config, classes, train, test)
+    details |= {
+        "engine": measurement["engine"],
+        "proofs": measurement["proofs"],
+        "overlay": weights.overlay,
+        "steps": measurement["steps"],
+        "resumed_at": measurement["resumed_at"],  # 0: trained in one go; else the iteration it went on with
+        "history": history(folder / "log.jsonl"),
+    }
+    if notes:
+        details["notes"] = notes
+    return details, arrays
+
+
+def refuse_uneven(name: Name, config: dict[str, Any], procs: int) -> None:
+    """Raises ConfigError for a global batch that --procs processes cannot share equally."""
+    batch = scaling.value_at(config, scaling.BATCH[name])
+    if batch % procs:
+        fitting = ", ".join(str(number) for number in range(1, batch + 1) if batch % number == 0)
+        raise ConfigError(
+            f"--procs {procs}: expected a divisor of the global batch, {batch} images a step ({scaling.BATCH[name]}); "
+            f"choose among {fitting}."
+        )
+
+
+def _divided(name: Name, sweep: LrSweep, train: Manifest, held_out: Callable[[np.ndarray], HeldOut] | None) -> HeldOut:
+    """The training images in two parts. Raises ConfigError where the benchmark has no sweep, DataError for no fit."""
+    if held_out is None:
+        raise ConfigError(f"settings.lr_sweep: {name} has no learning rate chosen in this benchmark; expected null.")
+    parts = held_out(lr_sweep.held_out_rows(len(train), sweep.held_out, manifest_sha256=train.sha256))
+    if not parts.fit:
+        raise DataError(f"{train.dataset} {train.split}: without the held-out part no image is left to train on.")
+    return parts
+
+
+def _run(
+    name: Name,
+    job: Job,
+    folder: Path,
+    weights: Any,
+    config: dict[str, Any],
+    classes: Sequence[str],
+    train: list[dict[str, Any]],
+    test: list[dict[str, Any]],
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """One training and its test, in a folder of its own; goes on from what a killed one left there."""
+    from engines import launch
+    from engines.contract import Job as Handed
+    from engines.contract import write_job
+
+    folder.mkdir(exist_ok=True)
     for role, images in (("train", train), ("test", test)):
         write_atomic(folder / f"{role}.json", json.dumps(images))
-    weights = prepare(folder, read_weights(job.weights), job.card.arch, job.card.pixels)
     write_job(
         folder,
         Handed(
@@ -67,15 +153,12 @@ def measure(
         raise ZooError(
             f"{name} scored {measurement['num_scored']} images, expected {len(test)}; this is a bug of ours."
         )
-    details = {
-        "engine": measurement["engine"],
-        "proofs": measurement["proofs"],
-        "overlay": weights.overlay,
-        "steps": measurement["steps"],
-        "resumed_at": measurement["resumed_at"],  # 0: trained in one go; else other draws than in one go
-        "history": history(folder / "log.jsonl"),
-    }
-    return details, arrays
+    return measurement, arrays
+
+
+def labels(details: dict[str, Any]) -> dict[str, str]:
+    """A record's labels: the learning rate that was chosen, where one was."""
+    return {"learning_rate": f"{details['lr_sweep']['lr']:g}"} if "lr_sweep" in details else {}
 
 
 def history(path: Path) -> list[dict[str, float]]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from evaluate.benchmarks import BENCHMARKS
+from evaluate.engine import EngineSettings
 from evaluate.job import FeatureSpec, LayerName, Pool, feature_keys
 from evaluate.sources import Source
 from evaluate.suite import Plan, PlannedCell
@@ -47,6 +48,7 @@ SVM_SECONDS: Final = (17.0, 31.0)  # a layer's full SVMs, all low-shot SVMs: 5,0
 SVM_IMAGES: Final = 5011
 # A V100 image: training at 720 pixels (0.551 s for 16 on 8), inference at 800. detectron2 MODEL_ZOO.md, R50-C4 1x.
 DETECTION_SECONDS: Final = (0.551 * 8 / 16, 0.102)
+INSTANCE_SECONDS: Final = {"c4": (0.584 * 8 / 16, 0.110), "fpn": (0.261 * 8 / 16, 0.043)}  # Mask R-CNN, R50 1x; there
 DETECTION_PIXELS: Final = (720, 800)
 # A V100 pixel of inference: 4.17 images of 2048 x 1024 a second. mmsegmentation configs/fcn/README.md, R-50-D8.
 SEGMENTATION_SECONDS: Final = 1 / (4.17 * 2048 * 1024)
@@ -361,15 +363,16 @@ class _Work:
             return 0.0  # of a kind that is new here nothing is known beyond its features
         engine = settings.engine_config
         tests = datasets["test"].num_images
-        if kind == "detection":
+        if kind in ("detection", "instance_segmentation"):
             solver, sizes = engine["SOLVER"], engine["INPUT"]
-            train, test = DETECTION_SECONDS
+            train, test = DETECTION_SECONDS if kind == "detection" else INSTANCE_SECONDS[settings.layout]
             train *= (statistics.mean(sizes["MIN_SIZE_TRAIN"]) / DETECTION_PIXELS[0]) ** 2
             test *= (sizes["MIN_SIZE_TEST"] / DETECTION_PIXELS[1]) ** 2
-            return (solver["MAX_ITER"] * solver["IMS_PER_BATCH"] * train + tests * test) * share * slower
+            images = solver["MAX_ITER"] * solver["IMS_PER_BATCH"] * _trainings(settings)
+            return (images * train + tests * test) * share * slower
         assert kind == "segmentation", kind
         height, wide = engine["model"]["data_preprocessor"]["size"]
-        images = engine["train_cfg"]["max_iters"] * engine["train_dataloader"]["batch_size"]
+        images = engine["train_cfg"]["max_iters"] * engine["train_dataloader"]["batch_size"] * _trainings(settings)
         return (images * BACKWARD + tests) * height * wide * SEGMENTATION_SECONDS * share * slower
 
     def _memory_gb(self, kind: str, settings: Any, execution: Any, arch: str, datasets: dict[str, Identity]) -> float:
@@ -381,6 +384,12 @@ class _Work:
         if kind == "voc_svm":
             total += datasets["train"].num_images ** 2 * 8 / GB + execution.memory_mb / 1000
         return total
+
+
+def _trainings(settings: EngineSettings) -> float:
+    """How many full schedules an engine trains: one, and the points of a sweep of rates."""
+    sweep = settings.lr_sweep
+    return 1.0 if sweep is None else 1.0 + sweep.iterations * len(sweep.factors)
 
 
 def num_gpus() -> int:

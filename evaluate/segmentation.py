@@ -1,29 +1,37 @@
-"""How well does a segmentor trained from the weights label every pixel? VOC12aug, FCN-D8 (protocols §2.10).
+"""How well does a segmentor trained from the weights label every pixel? VOC12aug, Cityscapes; FCN-D8 (protocols §2.10).
 
 mmsegmentation trains an FCN on a plain ResNet whose last two stages are dilated, as the native configuration says
 (`engine_config`). The child counts pixels per image and class with mmsegmentation's own metric; mIoU and its bootstrap
-replicates are sums of those counts.
+replicates are sums of those counts. Before it starts, the headers of all label maps are compared with their images'
+(`check_masks`); the child reads every pixel anyway, and stops at the first that is no class.
 """
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from evaluate.bootstrap import resample_counts
-from evaluate.engine import class_names, measure
+from evaluate.engine import EngineSettings, class_names, labels, measure
 from evaluate.job import FeatureSpec, Job
+from evaluate.lr_sweep import HeldOut, selection
+from zoo.cityscapes import kind_of
 from zoo.config import Strict
 from zoo.datasets import Manifest, dataset_config
+from zoo.errors import DataError
+from zoo.layouts import refuse
+from zoo.masks import header_problem, read_mask
 from zoo.record import Measurement
+from zoo.verify import sample
 
 ENGINE = "mmseg"
+READ = 200  # label maps of a split whose pixels are read before training
 COUNTS = ("intersect", "union", "predicted", "labelled")  # pixels, (N, C) each
 
 
-class Settings(Strict):
-    train_split: str
-    test_split: str
-    engine_config: dict[str, Any]  # a file of configs/engines/mmseg, resolved
+class Settings(EngineSettings):
+    pass
 
 
 class Execution(Strict):
@@ -43,20 +51,24 @@ def deterministic(settings: Settings) -> bool:
 
 
 def run(job: Job) -> Measurement:
-    """mIoU and pixel accuracy in percent, of the last iteration; 255 is ignored. Raises as evaluate.engine.measure."""
+    """mIoU and pixel accuracy in percent, of the last iteration; 255 is ignored.
+
+    Raises as `check_masks` and evaluate.engine.measure do.
+    """
     from converters.to_mmseg import prepared
 
     settings: Settings = job.settings
     train, test = job.manifests["train"], job.manifests["test"]
     classes = class_names(test.dataset, dataset_config(test.dataset).classes)
+    check_masks(job.manifests, len(classes))
     details, found = measure(
         "mmseg",
         job,
-        config=settings.engine_config,
         prepare=prepared,
         classes=classes,
         train=images(train),
         test=images(test),
+        held_out=partial(held_out, train),
     )
     pixels = {name: found[name].astype(np.int64) for name in COUNTS}
     whole = {name: values.sum(0) for name, values in pixels.items()}
@@ -67,17 +79,57 @@ def run(job: Job) -> Measurement:
         "iou_by_class": {n: None if np.isnan(v) else float(v) for n, v in zip(classes, by_class, strict=True)},
         "absent_classes": [n for n, count in zip(classes, whole["labelled"], strict=True) if count == 0],
     }
+    if kind_of(test.annotations[0]) is not None:
+        details["label_maps"] = {role: kind_of(each.annotations[0]) for role, each in job.manifests.items()}
     return Measurement(
         metrics={"miou": float(mean_iou(by_class)), "accuracy": float(accuracy(whole))},
         num_scored=len(test),
-        selection="last iteration",
+        selection=selection(settings.lr_sweep, "mIoU"),
         per_sample=pixels | {name: values for name, values in found.items() if name.startswith("map_")},
         replicates={
             "miou": mean_iou(class_iou(resampled["intersect"], resampled["union"])),
             "accuracy": accuracy(resampled),
         },
         details=details,
+        labels=labels(details),
     )
+
+
+def held_out(train: Manifest, rows: np.ndarray) -> HeldOut:
+    """The training images without those at `rows`, and these as a test set scored by mIoU."""
+
+    def score(found: dict[str, np.ndarray]) -> float:
+        intersect, union = (found[name].astype(np.int64).sum(0) for name in ("intersect", "union"))
+        return float(mean_iou(class_iou(intersect, union)))
+
+    listed, out = images(train), set(rows.tolist())
+    return HeldOut(
+        fit=[image for index, image in enumerate(listed) if index not in out],
+        test=[listed[row] for row in rows],
+        score=score,
+        metric="mIoU",
+    )
+
+
+def check_masks(manifests: Mapping[str, Manifest], num_classes: int) -> None:
+    """Raises one DataError for all label maps that are not their images', the first 20 named.
+
+    Sizes and pixel formats are read from all headers, pixels from the same 200 files a split each time.
+    """
+    problems: list[str] = []
+    count = 0
+    for split in manifests.values():
+        read = set(sample(split, READ))
+        count += len(split)
+        for index in range(len(split)):
+            problem = header_problem(split.annotation(index), split.path(index))
+            if problem is None and index in read:
+                try:
+                    read_mask(split.annotation(index), num_classes)
+                except DataError as error:
+                    problem = str(error)
+            problems += [problem] if problem else []
+    refuse(f"{len(problems):,} of {count:,} label maps cannot be used:", problems)
 
 
 def images(manifest: Manifest) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from engines.launch import ENGINES, Name, interpreter
 from evaluate.benchmarks import BENCHMARKS, load_benchmark
-from evaluate.cells import Cell, benchmark_datasets, write_cell
+from evaluate.cells import Cell, benchmark_datasets, identified, write_cell
 from evaluate.job import feature_keys
 from evaluate.sources import Source, entry_of, repeated, sources
 from evaluate.suite_file import SuiteConfig
@@ -109,7 +109,7 @@ class Plan:
         return {
             name: self.suite.seeds[:1]
             if BENCHMARKS[config.benchmark].deterministic(config.settings)
-            else self.suite.seeds
+            else self.suite.benchmark_seeds.get(name, self.suite.seeds)
             for name, config in self.configs.items()
         }
 
@@ -124,7 +124,7 @@ class Plan:
             config = self.configs[name]
             who = canonical_json({role: one.sha256 for role, one in datasets.items()})
             head = f'{{"benchmark":{canonical_json(config.benchmark)},"datasets":{who},"preprocessing":'
-            settings = canonical_json(config.settings.model_dump(mode="json"))
+            settings = canonical_json(identified(config.settings))
             spelling[name] = (head, f',"settings":{settings},"tensors":')
         return spelling
 

@@ -141,4 +141,12 @@ class SuiteConfig(Strict):
     checkpoints: tuple[CheckpointEntry, ...]  # none: all come from --checkpoint
     benchmarks: Annotated[tuple[str, ...], Field(min_length=1)]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]  # of training on top of a checkpoint
+    benchmark_seeds: dict[str, Annotated[tuple[int, ...], Field(min_length=1)]] = {}  # benchmark → its own, instead
     resources: SuiteResources = SuiteResources()
+
+    @model_validator(mode="after")
+    def _seeds_of_its_benchmarks(self) -> "SuiteConfig":
+        unknown = sorted(set(self.benchmark_seeds) - set(self.benchmarks))
+        if unknown:
+            raise ValueError(f"benchmark_seeds: {', '.join(unknown)} not among the suite's benchmarks")
+        return self

@@ -3,6 +3,11 @@
 Boxes on both sides are xmin, ymin, xmax, ymax in VOC's own coordinates, 1-based and inclusive, so a side is
 max - min + 1 pixels; whoever reads an engine's 0-based boxes shifts them before they arrive here.
 
+Two rules of matching are in use (D21), both with the +1 of inclusive corners. The devkit's, which detectron2 follows,
+passes an IoU > threshold and prefers the first of equally overlapped boxes; mmdet's passes an IoU >= threshold and
+prefers boxes that are not difficult, which it puts in front. (mmdet computes IoU in fp32; detectron2 writes scores with
+three decimals and corners with one before it matches. Neither is repeated here.)
+
 Within a class, detections are taken by falling score; equal scores by image, then in the order given, so a result does
 not depend on a sort's whim. Which detection is right does not depend on the other images, so the matching is done once
 and a bootstrap replicate only weighs it: image by image, by how often it was drawn.
@@ -16,7 +21,7 @@ import numpy as np
 
 from zoo.errors import DataError, NonFiniteError
 
-Rule = Literal["above", "at_least"]  # IoU > threshold as detectron2 has it, IoU >= threshold as mmdet (D21)
+Rule = Literal["above", "at_least"]  # the devkit's (detectron2's) and mmdet's matching
 Points = Literal["eleven", "every"]  # 11-point interpolated (VOC 2007), area under every point (VOC 2010 and later)
 
 THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))  # of AP; the first is AP50's, the sixth AP75's
@@ -58,16 +63,17 @@ class Matched:
 def matches(
     detections: Detections, truth: GroundTruth, *, num_classes: int, thresholds: Sequence[float], rule: Rule
 ) -> Matched:
-    """Right, wrong or ignored, for every detection and IoU threshold, as the VOC devkit decides it.
+    """Right, wrong or ignored, for every detection and IoU threshold, by the devkit's rule or by mmdet's.
 
-    By falling score, a detection aims at the box of its image and class that it overlaps most (the first of equals;
-    difficult ones included). If that IoU passes: ignored where the box is difficult, wrong where a higher score has
-    taken the box, else right. Thresholds do not influence each other. IoU is computed in fp64.
+    By falling score, a detection aims at the box of its image and class that it overlaps most (difficult ones included;
+    of equals the first, by mmdet's rule the first that is not difficult). If that IoU passes: ignored where the box is
+    difficult, wrong where a higher score has taken the box, else right. Thresholds do not influence each other. IoU is
+    computed in fp64.
     Raises DataError for a label outside 0…num_classes - 1, NonFiniteError for a score or box that is not finite.
     """
     _check(detections, truth, num_classes)
     order = np.lexsort((detections.image, -detections.score, detections.label))
-    overlap, target = _aims(detections, order, truth, num_classes)
+    overlap, target = _aims(detections, order, truth, num_classes, rule)
     outcome = np.zeros((len(thresholds), len(order)), dtype=np.int8)
     for row, threshold in zip(outcome, thresholds, strict=True):
         passing = np.flatnonzero(overlap > threshold if rule == "above" else overlap >= threshold)
@@ -129,11 +135,12 @@ def _check(detections: Detections, truth: GroundTruth, num_classes: int) -> None
 
 
 def _aims(
-    detections: Detections, order: np.ndarray, truth: GroundTruth, num_classes: int
+    detections: Detections, order: np.ndarray, truth: GroundTruth, num_classes: int, rule: Rule
 ) -> tuple[np.ndarray, np.ndarray]:
     """The highest IoU of each ranked detection, (D,) float64, and with which box, (D,) int64; -inf where is none."""
-    by_cell = np.argsort(truth.image * num_classes + truth.label, kind="stable")
-    cells = (truth.image * num_classes + truth.label)[by_cell]
+    cell_of = truth.image * num_classes + truth.label
+    by_cell = np.lexsort((truth.difficult & (rule == "at_least"), cell_of))  # stable
+    cells = cell_of[by_cell]
     wanted = (detections.image * num_classes + detections.label)[order]
     first, stop = np.searchsorted(cells, wanted, "left"), np.searchsorted(cells, wanted, "right")
     overlap, target = np.full(len(order), -np.inf), np.zeros(len(order), dtype=np.int64)

@@ -1,11 +1,12 @@
 """What a run leaves behind: the state it goes on from, and the backbone the next stage reads.
 
-The last two states (zoo/state.py) are kept. One that cannot be read is passed over for the one before, aloud. The state
-is that of (epoch, step), whatever the number of processes or loader workers, and names the run's key: another recipe,
-seed or dataset never continues it.
+The last states (zoo/state.py) are kept, and those of every so many steps if `save` says so. One that cannot be read is
+passed over for the one before, aloud. The state is that of (epoch, step), whatever the number of processes or loader
+workers, and says what the run depends on: another recipe, seed or dataset never continues it.
 """
 
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,34 +18,59 @@ from torch import Tensor
 from converters.canonical import write_checkpoint
 from zoo.backbone import check_state
 from zoo.checkpoint import CARD_NAME, Arch
-from zoo.errors import CheckpointError, ConfigError, NonFiniteError
+from zoo.errors import CheckpointError, NonFiniteError, ZooError
+from zoo.files import digest
+from zoo.recipe import Save, other_run
 from zoo.state import read_state, write_state
 from zoo.transforms import Pixels
 
 logger = logging.getLogger(__name__)
 
-KEPT = 2
-
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """Everything the rest of a run depends on. `deviations` feed the collapse rule."""
+    """Everything the rest of a run depends on."""
 
-    key: str
+    run: dict[str, Any]  # zoo.recipe.run_identity
     epoch: int  # epochs completed
     step: int  # steps completed since the run began
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
-    deviations: list[float]
+    deviations: list[float]  # for the collapse rule
+    replaced: dict[int, int]  # unreadable images and how often each was replaced
 
 
-def save_state(folder: Path, state: State) -> Path:
-    """Write `state` into `folder` and remove all but the last two there. Raises OSError; nothing half-written stays."""
+def save_state(folder: Path, state: State, keep: Save) -> Path:
+    """Write `state` into `folder` and remove those there that `keep` does not keep.
+
+    Raises OSError; nothing half-written stays, and the states before are still there.
+    """
     path = folder / f"state-{state.step:09d}.pt"
     write_state(path, vars(state))
-    for old in _state_files(folder)[KEPT:]:
-        old.unlink()
+    for old in _state_files(folder)[keep.keep_last :]:
+        if keep.keep_every_steps is None or _step_of(old) % keep.keep_every_steps:
+            old.unlink()
     return path
+
+
+def check_room(folder: Path, *, state_bytes: int, total_steps: int, keep: Save) -> None:
+    """Raise ZooError when `folder`'s disk cannot hold the states of a whole run beside each other.
+
+    state_bytes: of one; those already there count as room, and one more is needed while it is written.
+    """
+    forever = total_steps // keep.keep_every_steps if keep.keep_every_steps is not None else 0
+    needed = (keep.keep_last + 1 + forever) * state_bytes - sum(path.stat().st_size for path in _state_files(folder))
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ZooError(
+            f"{folder}: expected {needed / 1e9:.2f} GB of free disk for states of {state_bytes / 1e9:.2f} GB (save: "
+            f"keep_last {keep.keep_last}, keep_every_steps {keep.keep_every_steps}), found {free / 1e9:.2f} GB. Free "
+            "space, keep fewer states, or choose another --out."
+        )
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("state-"))
 
 
 def _state_files(folder: Path) -> list[Path]:
@@ -52,10 +78,11 @@ def _state_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("state-*.pt"), reverse=True)
 
 
-def latest_state(folder: Path, key: str) -> State | None:
+def latest_state(folder: Path, run: Mapping[str, Any]) -> State | None:
     """The newest readable state, on the CPU; None when there is no file.
 
-    Raises ConfigError when it belongs to another run, CheckpointError when there are files and none can be read.
+    run: zoo.recipe.run_identity of what is to go on. Raises ConfigError that lists what has changed when the state is
+    another run's, CheckpointError when there are files and none can be read.
     """
     paths = _state_files(folder)
     for path in paths:
@@ -64,11 +91,8 @@ def latest_state(folder: Path, key: str) -> State | None:
         except CheckpointError as error:
             logger.warning("%s Going back to the state before.", error)
             continue
-        if state.key != key:
-            raise ConfigError(
-                f"{path}: belongs to run {state.key[:12]}…, expected {key[:12]}…: the recipe, seed or dataset has "
-                "changed. Choose another --out, or remove the folder to start anew."
-            )
+        if digest(state.run) != digest(run):
+            raise other_run(path, state.run, run)
         return state
     if paths:
         raise CheckpointError(

@@ -1,8 +1,10 @@
 """Is the run learning, or has it collapsed?
 
 Collapse probe (protocols §1.2, paper §4.1): the standard deviation of z/‖z‖ over the global batch, per channel,
-averaged over channels, times √d; about 1 when healthy, 0 when every image has the same output. And a kNN classifier on
-held-out images. Both only look: they change no weight, no statistic and no random generator, and select nothing.
+averaged over channels, times √d; about 1 when healthy, 0 when every image has the same output. Effective rank (Roy &
+Vetterli 2007): how many directions the outputs spread over, where the deviation cannot tell few from many. The norm of
+the gradient. And a kNN classifier on held-out images. All only look: they change no weight, no statistic and no random
+generator, and select nothing.
 """
 
 import copy
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn.functional import normalize
 
 from evaluate import knn
@@ -29,31 +32,87 @@ from zoo.transforms import Pixels, TestTransform
 
 TEMPERATURE = 0.07  # kNN's, protocols §2.5
 EXTRACTION_BATCH = 64
+RANK_NOISE = 1e-14
+RANK_ROWS = 1024  # of a larger batch the first: the time goes with the cube
 
 
 class StepValues(NamedTuple):
     """One step over all processes. std: of z/‖z‖, times √d; None without a projection."""
 
     loss: float
+    gradient_norm: float  # of all parameters together
     std: float | None
+    effective_rank: float | None  # None where it was not asked for, too
+    replaced: int  # samples whose image could not be read
     interrupted: bool  # some process was asked to stop
 
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
-def reduce_step(loss: Tensor, z: Tensor | None, *, interrupted: bool, me: World) -> StepValues:
-    """The step's global values, equal on every process. loss: scalar mean of the local batch; z: (n, d) or None.
 
-    One all-reduce carries the loss, the sums behind the deviation and the wish to stop, so all processes stop together.
+def gradient_norm(parameters: Iterable[Parameter]) -> Tensor:
+    """The Euclidean norm of all gradients together, a scalar; under DDP they are the global batch's."""
+    return torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+
+
+def reduce_step(
+    loss: Tensor,
+    z: Tensor | None,
+    *,
+    gradient: Tensor,
+    replaced: int,
+    interrupted: bool,
+    with_rank: bool,
+    me: World,
+) -> StepValues:
+    """The step's global values, equal on every process.
+
+    loss: scalar mean of the local batch; z: (n, d) or None, n equal on all processes; gradient: `gradient_norm`;
+    replaced: how many local samples. One all-reduce carries the loss, the gradient's norm, the sums behind the
+    deviation and the wish to stop, so all processes stop together.
     """
-    parts = [loss.detach().double().view(1), loss.new_tensor([float(interrupted)], dtype=torch.float64)]
-    if z is not None:
-        unit = normalize(z.detach().double(), dim=1)  # (n, d)
+    own = loss.new_tensor([float(replaced), float(interrupted)], dtype=torch.float64)
+    parts = [loss.detach().double().view(1), gradient.detach().double().view(1), own]
+    unit = None if z is None else normalize(z.detach().double(), dim=1)  # (n, d)
+    if unit is not None:
         parts += [unit.new_tensor([len(unit)]), unit.sum(0), unit.square().sum(0)]
     sums = torch.cat(parts)
     if me.size > 1:
         dist.all_reduce(sums)
     values = sums.cpu()
-    std = None if z is None else _scaled_std(values[2], *values[3:].chunk(2))
-    return StepValues(loss=float(values[0]) / me.size, std=std, interrupted=bool(values[1] > 0))
+    finite = bool(values[:2].isfinite().all())
+    return StepValues(
+        loss=float(values[0]) / me.size,
+        gradient_norm=float(values[1]) / me.size,
+        std=None if z is None else _scaled_std(values[4], *values[5:].chunk(2)),
+        effective_rank=effective_rank(_gathered(unit, me)) if unit is not None and with_rank and finite else None,
+        replaced=int(values[2]),
+        interrupted=bool(values[3] > 0),
+    )
+
+
+def _gathered(rows: Tensor, me: World) -> Tensor:
+    """The first RANK_ROWS rows of the global batch, which is that of all processes in rank order."""
+    if me.size == 1:
+        return rows[:RANK_ROWS]
+    parts = [torch.empty_like(rows) for _ in range(me.size)]
+    dist.all_gather(parts, rows)
+    return torch.cat(parts)[:RANK_ROWS]
+
+
+def effective_rank(rows: Tensor) -> float:
+    """exp of the entropy of the singular values of the centred rows, divided by their sum; rows: (n, d) float64.
+
+    Between 1 and min(n - 1, d); 1 too where all rows are equal, and the values all 0.
+    """
+    centred = rows - rows.mean(0)
+    gram = centred @ centred.T if len(rows) <= rows.shape[1] else centred.T @ centred
+    squares = torch.linalg.eigvalsh(gram)  # of the singular values; far cheaper than these
+    squares = squares[squares > RANK_NOISE * len(rows)]  # a unit row's square is 1; below is rounding
+    singular = squares.sqrt()
+    shares = singular / singular.sum()
+    return math.exp(-float((shares * shares.log()).sum()))
 
 
 def _scaled_std(count: Tensor, total: Tensor, squares: Tensor) -> float:
@@ -88,11 +147,20 @@ def monitor_indices(monitor: Monitor, bank: Manifest, queries: Manifest) -> tupl
 
 
 def knn_top1(
-    backbone: Backbone, bank: Manifest, queries: Manifest, monitor: Monitor, pixels: Pixels, *, workers: int, me: World
+    backbone: Backbone,
+    bank: Manifest,
+    queries: Manifest,
+    monitor: Monitor,
+    pixels: Pixels,
+    *,
+    indices: tuple[np.ndarray, np.ndarray],
+    workers: int,
+    me: World,
 ) -> float | None:
     """Top-1 in percent of weighted kNN on average-pooled features; on process 0, None on the others.
 
-    A copy of the backbone is looked at, in eval mode; the one in training is not touched.
+    indices: the samples of bank and queries, from `monitor_indices`. A copy of the backbone is looked at, in eval mode;
+    the one in training is not touched.
     """
     transform = TestTransform(resize=monitor.resize, crop=monitor.crop, interpolation="bilinear", fit="centre_crop")
     extractor = Extractor(copy.deepcopy(backbone).float().eval(), pixels, [("avgpool", None)])
@@ -104,23 +172,20 @@ def knn_top1(
             batch_size=EXTRACTION_BATCH,
             num_workers=workers,
             me=me,
-            indices=indices,
+            indices=wanted,
         )[0]
-        for manifest, indices in zip((bank, queries), monitor_indices(monitor, bank, queries), strict=True)
+        for manifest, wanted in zip((bank, queries), indices, strict=True)
     ]
-    return _top1(features[0], features[1], bank, queries, monitor) if me.is_main else None
-
-
-def _top1(bank_rows: np.ndarray, query_rows: np.ndarray, bank: Manifest, queries: Manifest, monitor: Monitor) -> float:
-    bank_indices, query_indices = monitor_indices(monitor, bank, queries)
+    if not me.is_main:
+        return None
     ranked = knn.classify(
-        query_rows,
-        bank_rows,
-        bank.labels[bank_indices],
+        features[1],
+        features[0],
+        bank.labels[indices[0]],
         ks=(monitor.k,),
         num_classes=int(bank.labels.max()) + 1,
         temperature=TEMPERATURE,
         back_end="torch",
         block_mb=256,
     )
-    return 100.0 * float((ranked[monitor.k][:, 0] == queries.labels[query_indices]).mean())
+    return 100.0 * float((ranked[monitor.k][:, 0] == queries.labels[indices[1]]).mean())

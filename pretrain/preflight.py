@@ -2,18 +2,19 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from zoo.checkpoint import CARD_NAME, read_card, verify_weights
 from zoo.datasets import Manifest, dataset_config, manifest
 from zoo.errors import CollapseError, ConfigError, DataError, ZooError, several
-from zoo.files import ensure_writable, runs_dir, write_atomic
-from zoo.recipe import PretrainConfig, run_key
+from zoo.files import digest, ensure_writable, runs_dir, write_atomic
+from zoo.recipe import PretrainConfig, other_run, run_identity, run_key
 
 COLLAPSED_NAME = "collapsed.json"
+NONFINITE_NAME = "nonfinite.json"
 RUN_NAME = "run.json"
 T = TypeVar("T")
 
@@ -40,6 +41,11 @@ class Plan:
     @property
     def total_steps(self) -> int:
         return self.steps_per_epoch * self.config.epochs
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What `key` is the hash of."""
+        return run_identity(self.config, self.train.sha256, self.seed)
 
     @property
     def title(self) -> str:
@@ -123,15 +129,22 @@ def _wrong_numbers(
         )
     if config.batch_size // processes < 2:
         problems.append(f"batch_size: expected 2 images a process at least, found {config.batch_size} for {processes}")
+    parts = config.arithmetic.accumulate
+    if parts > 1 and (config.batch_size % (processes * parts) or config.batch_size // (processes * parts) < 2):
+        problems.append(
+            f"arithmetic.accumulate: expected to divide each process's share of the batch into equal parts of 2 images "
+            f"or more, found {parts} for {config.batch_size} images on {processes} process(es)"
+        )
     if train is not None and len(train) < config.batch_size:
         problems.append(
             f"batch_size: expected at most the {len(train):,} images of {train.dataset} {train.split}, "
             f"found {config.batch_size}"
         )
-    floor = least_deviation(config.batch_size)
+    together = config.batch_size // parts  # images that share batch-norm statistics
+    floor = least_deviation(together)
     if config.collapse is not None and config.collapse.below <= floor:
         problems.append(
-            f"collapse.below: expected more than {floor:.3f}, as low as a collapsed batch of {config.batch_size} gets, "
+            f"collapse.below: expected more than {floor:.3f}, as low as a collapsed batch of {together} gets, "
             f"found {config.collapse.below}: the rule would never fire"
         )
     if monitor.k > monitor.bank_images:
@@ -181,12 +194,18 @@ def finished(plan: Plan) -> Path | None:
 
 def _refuse_other_run(plan: Plan) -> None:
     path = plan.out / RUN_NAME
-    found = json.loads(path.read_text())["key"] if path.exists() else plan.key
-    if found != plan.key:
+    if not path.exists():
+        return
+    try:
+        run = json.loads(path.read_text())["run"]
+        key = digest(run)
+    except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{path}: {plan.out} belongs to run {found[:12]}…, expected {plan.key[:12]}…: the recipe, seed or dataset "
-            "has changed. Choose another --out, or remove the folder to start anew."
-        )
+            f"{path}: expected what this version writes there, found something else ({error!r}). Choose another --out, "
+            "or remove the folder to start anew."
+        ) from error
+    if key != plan.key:
+        raise other_run(path, run, plan.identity)
 
 
 def _refuse_collapsed(plan: Plan) -> None:
@@ -197,14 +216,18 @@ def _refuse_collapsed(plan: Plan) -> None:
             raise CollapseError(f"{plan.title} has collapsed before, at step {found['step']} ({path}); it would again.")
 
 
-def write_run(plan: Plan) -> None:
-    """Say what is trained in this folder, for whoever finds it, and forget a collapse that another rule had seen."""
-    (plan.out / COLLAPSED_NAME).unlink(missing_ok=True)
+def write_run(plan: Plan, replaced: Mapping[str, int]) -> None:
+    """Say what is trained in this folder, for whoever finds it, and forget how it ended under another rule or before.
+
+    replaced: the images that could not be read, and how often another stood in.
+    """
+    for name in (COLLAPSED_NAME, NONFINITE_NAME):
+        (plan.out / name).unlink(missing_ok=True)
     run = {
         "key": plan.key,
-        "seed": plan.seed,
+        "run": plan.identity,
         "overrides": plan.overrides,
         "config": plan.config.model_dump(mode="json"),
-        "dataset_sha256": plan.train.sha256,
+        "replaced": dict(replaced),
     }
     write_atomic(plan.out / RUN_NAME, json.dumps(run, indent=2) + "\n")

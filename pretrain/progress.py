@@ -1,42 +1,82 @@
 """What a run says while it runs: a progress bar or log lines, log.jsonl, TensorBoard. Only process 0 speaks.
 
-log.jsonl has one line every LOG_STEPS steps and one a kNN measurement. A resumed run first cuts it back to the step it
-goes on from, so that it ends as an uninterrupted one's, but for the fields in TIMES.
+log.jsonl has one line every LOG_STEPS steps, one a kNN measurement and one a step that replaced images. A resumed run
+first cuts it back to the step it goes on from, so that it ends as an uninterrupted one's, but for the fields in TIMES.
 """
 
 import json
 import logging
+import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from zoo import device as devices
 from zoo.files import write_atomic
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 LOG_NAME = "log.jsonl"
 LOG_STEPS = 10
 LINE_SECONDS = 10.0
-TIMES = ("images_per_second", "seconds")
+TIMES = ("images_per_second", "seconds", "memory_gb", "gpu_memory_gb", "seconds_waiting", "seconds_computing")
+# what a rerun cannot repeat
+
+
+def is_logged(step: int, total_steps: int) -> bool:
+    """Whether log.jsonl gets a line after this step, counted from 1."""
+    return step % LOG_STEPS == 0 or step == total_steps
+
+
+class Waiting:
+    """How long has the loop waited for its loader?"""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def counted(self, items: Iterable[T]) -> Iterator[T]:
+        """`items`, the time until each comes added up."""
+        waiting = iter(items)
+        while True:
+            start = time.monotonic()
+            try:
+                item = next(waiting)
+            except StopIteration:
+                return
+            finally:
+                self.seconds += time.monotonic() - start
+            yield item
 
 
 class RunLog:
     """A context manager; outside the main process all its methods do nothing."""
 
-    def __init__(self, folder: Path, *, start_step: int, total_steps: int, batch_size: int, enabled: bool) -> None:
-        self.folder, self.enabled = folder, enabled
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        start_step: int,
+        total_steps: int,
+        batch_size: int,
+        device: torch.device,
+        enabled: bool,
+    ) -> None:
+        self.folder, self.device, self.enabled = folder, device, enabled
         self.start_step, self.total_steps, self.batch_size = start_step, total_steps, batch_size
         self.begun = self.last_line = time.monotonic()
-        self.last_entry = (start_step, self.begun)
+        self.waiting = Waiting()
+        self.last_entry = (start_step, self.begun, 0.0)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=8),
@@ -71,12 +111,14 @@ class RunLog:
         if not self.enabled:
             return
         known = {name: value for name, value in values.items() if value is not None}
-        if step % LOG_STEPS == 0 or step == self.total_steps:
+        if is_logged(step, self.total_steps):
             now = time.monotonic()
-            before, then = self.last_entry
+            before, then, waited = self.last_entry
             speed = (step - before) * self.batch_size / max(now - then, 1e-9)
-            self.last_entry = (step, now)
-            self._write({"epoch": epoch, "step": step, **known, TIMES[0]: round(speed, 1)})
+            self.last_entry = (step, now, self.waiting.seconds)
+            waited = self.waiting.seconds - waited
+            times = {TIMES[0]: round(speed, 1), TIMES[4]: round(waited, 2), TIMES[5]: round(now - then - waited, 2)}
+            self._write({"epoch": epoch, "step": step, **known, **times, **self._memory()})
         self._show(epoch, step, known)
 
     def measure(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
@@ -85,12 +127,24 @@ class RunLog:
             self._write({"epoch": epoch, "step": step, **values})
             logger.info("epoch %d  %s", epoch + 1, "  ".join(f"{name} {value:.2f}" for name, value in values.items()))
 
+    def note(self, epoch: int, step: int, values: Mapping[str, Any]) -> None:
+        """Something that happened in a step."""
+        if self.enabled:
+            self._write({"epoch": epoch, "step": step, **values})
+
+    def _memory(self) -> dict[str, float]:
+        """Peaks so far, in GB: of this process, without its loader workers, and on its GPU if it has one."""
+        on_machine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # in KiB, on Linux
+        on_gpu = devices.memory_used(self.device)
+        peaks = {TIMES[2]: on_machine, **({TIMES[3]: on_gpu} if on_gpu else {})}
+        return {name: round(value / 1e9, 3) for name, value in peaks.items()}
+
     def _write(self, entry: dict[str, Any]) -> None:
         entry = {**entry, TIMES[1]: round(time.monotonic() - self.begun, 2)}
         self.stream.write(json.dumps(entry) + "\n")
         self.stream.flush()
         for name, value in entry.items():
-            if name not in ("epoch", "step", TIMES[1]):
+            if name not in ("epoch", "step", TIMES[1]) and isinstance(value, int | float):
                 self.board.add_scalar(name, value, entry["step"])
 
     def _show(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
@@ -104,7 +158,7 @@ class RunLog:
         elif done == 1 or step == self.total_steps or now - self.last_line >= LINE_SECONDS:
             self.last_line = now
             left = timedelta(seconds=round(took / done * (self.total_steps - step)))
-            line = "  ".join([*shown, speed, f"{left} left"])
+            line = "  ".join([*shown, speed, f"{self.waiting.seconds / took:.0%} of it waiting", f"{left} left"])
             logger.info("epoch %d  step %d/%d  %s", epoch + 1, step, self.total_steps, line)
 
 

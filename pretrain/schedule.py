@@ -35,14 +35,20 @@ def predictor_rate(config: PretrainConfig, epoch: int) -> float:
 
 
 def make_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.SGD:
-    """SGD with two groups: the predictor's parameters (none, for supervised training) and all others."""
-    named = dict(model.named_parameters())
+    """SGD with two groups: the predictor's parameters (where it learns) and all others. Frozen ones are in none."""
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     predictor = [parameter for name, parameter in named.items() if name.startswith("predictor.")]
     others = [parameter for name, parameter in named.items() if not name.startswith("predictor.")]
     groups = [{"params": others, "part": "model"}]
     if predictor:
         groups.append({"params": predictor, "part": "predictor"})
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        groups,
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        fused=config.arithmetic.fused_sgd or None,  # None: torch's choice, of ways that are equal
+    )
 
 
 def set_rates(optimizer: torch.optim.Optimizer, config: PretrainConfig, epoch: int) -> None:

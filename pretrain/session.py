@@ -3,19 +3,21 @@
 import logging
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
-from pretrain.checkpoint import State, latest_state, save_state
-from pretrain.monitor import CollapseWatch
-from pretrain.preflight import Plan
+from pretrain.checkpoint import State, check_room, latest_state, save_state
+from pretrain.monitor import CollapseWatch, monitor_indices
+from pretrain.preflight import Plan, write_run
+from pretrain.replacement import Replacements, readable
 from pretrain.schedule import make_optimizer
 from pretrain.simsiam import SimSiam
 from pretrain.supervised import Supervised
 from zoo import device as devices
 from zoo.distributed import World, barrier
-from zoo.errors import ZooError
+from zoo.errors import ConfigError, DataError, ZooError
 from zoo.recipe import PretrainConfig
 
 logger = logging.getLogger(__name__)
@@ -24,7 +26,7 @@ Method = SimSiam | Supervised
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """What the loop works on. `core` is the bare network, `model` the same one as it is called (under DDP, if any)."""
+    """What the loop works on. `core` is the bare network, `model` the same one as it is called: compiled, under DDP."""
 
     plan: Plan
     me: World
@@ -32,7 +34,26 @@ class Session:
     model: nn.Module
     optimizer: torch.optim.SGD
     watch: CollapseWatch | None
+    replacements: Replacements
+    monitored: tuple[np.ndarray, np.ndarray]  # the samples of the kNN monitor: bank, queries
     start_step: int
+
+    def forward(self, views: tuple[Tensor, ...], labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`model` on this process's views and labels: the loss, and the projections if there are any.
+
+        Raises ConfigError when it is to be compiled and cannot be.
+        """
+        if not self.plan.config.arithmetic.compile:
+            return self.model(views, labels)
+        from torch._dynamo.exc import TorchDynamoException  # loads the compiler
+
+        try:
+            return self.model(views, labels)
+        except TorchDynamoException as error:
+            raise ConfigError(
+                f"arithmetic.compile: torch.compile has failed ({str(error).strip().splitlines()[0]}). It needs a C++ "
+                "compiler on the CPU and Triton on a GPU; --set arithmetic.compile=false does without."
+            ) from error
 
 
 def build_model(config: PretrainConfig, *, num_classes: int, seed: int) -> Method:
@@ -42,19 +63,22 @@ def build_model(config: PretrainConfig, *, num_classes: int, seed: int) -> Metho
         torch.manual_seed(seed)
         if method.name == "supervised":
             return Supervised(config.arch, num_classes=num_classes, label_smoothing=method.label_smoothing)
-        return SimSiam(
-            config.arch,
-            projector_dim=method.projector_dim,
-            predictor_dim=method.predictor_dim,
-            stop_gradient=method.stop_gradient,
-        )
+        return SimSiam(config.arch, method)
+
+
+def as_called(core: Method, config: PretrainConfig, me: World) -> nn.Module:
+    """`core` laid out, compiled and spread over the processes as the recipe and `me` say; its tensors stay `core`'s."""
+    if config.arithmetic.channels_last:
+        core.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this form
+    model: nn.Module = torch.compile(core) if config.arithmetic.compile else core  # type: ignore[assignment]
+    return devices.data_parallel(model, me.device) if me.size > 1 else model
 
 
 def open_session(plan: Plan, me: World, dtype: torch.dtype) -> Session:
     """Build the network and bring it to the last saved state."""
     config = plan.config
     core = build_model(config, num_classes=plan.num_classes, seed=plan.seed)
-    state = latest_state(plan.out, plan.key)
+    state = latest_state(plan.out, plan.identity)
     start_step = state.step if state else 0
     _agree_on_start(start_step, plan, me)
     if state:
@@ -63,12 +87,55 @@ def open_session(plan: Plan, me: World, dtype: torch.dtype) -> Session:
     core.to(me.device, dtype)
     if me.size > 1:
         devices.synchronised_batch_norm(core, me.device)
-    model = devices.data_parallel(core, me.device) if me.size > 1 else core
+    model = as_called(core, config, me)
+    parts = config.arithmetic.accumulate
+    if parts > 1:
+        logger.info(
+            "%s: each step's %d images go through in %d parts of %d (arithmetic.accumulate); batch-norm statistics are "
+            "each part's own, so this is not the training with that batch size",
+            plan.title,
+            config.batch_size,
+            parts,
+            config.batch_size // parts,
+        )
     optimizer = make_optimizer(core, config)
     if state:
         optimizer.load_state_dict(state.optimizer)
+    check_room(plan.out, state_bytes=_state_bytes(core), total_steps=plan.total_steps, keep=config.save)
     watch = CollapseWatch(config.collapse, state.deviations if state else ()) if config.collapse else None
-    return Session(plan=plan, me=me, core=core, model=model, optimizer=optimizer, watch=watch, start_step=start_step)
+    return Session(
+        plan=plan,
+        me=me,
+        core=core,
+        model=model,
+        optimizer=optimizer,
+        watch=watch,
+        replacements=Replacements(plan.train, state.replaced if state else {}),
+        monitored=_monitored(plan, me),
+        start_step=start_step,
+    )
+
+
+def _monitored(plan: Plan, me: World) -> tuple[np.ndarray, np.ndarray]:
+    """With `bad_images: replace` the monitor's images are all read once, so that it cannot end the run later."""
+    bank, queries = monitor_indices(plan.config.monitor, plan.bank, plan.queries)
+    if plan.config.bad_images == "stop":
+        return bank, queries
+    bank_left = readable(plan.bank, bank, num_workers=plan.num_workers, me=me)
+    queries_left = readable(plan.queries, queries, num_workers=plan.num_workers, me=me)
+    if len(bank_left) < plan.config.monitor.k or not len(queries_left):
+        raise DataError(
+            f"{plan.bank.dataset}: {len(bank_left)} of {len(bank)} images of the monitor's bank and "
+            f"{len(queries_left)} of its {len(queries)} queries can be read, expected {plan.config.monitor.k} and 1 at "
+            "least; restore them."
+        )
+    return bank_left, queries_left
+
+
+def _state_bytes(core: Method) -> int:
+    """What a saved state takes: weights, statistics, and a momentum for each number that is trained."""
+    trained = [parameter for parameter in core.parameters() if parameter.requires_grad]
+    return sum(each.numel() * each.element_size() for each in (*core.state_dict().values(), *trained))
 
 
 def _agree_on_start(step: int, plan: Plan, me: World) -> None:
@@ -83,12 +150,15 @@ def _agree_on_start(step: int, plan: Plan, me: World) -> None:
 def save(session: Session, step: int) -> None:
     if session.me.is_main:
         state = State(
-            key=session.plan.key,
+            run=session.plan.identity,
             epoch=step // session.plan.steps_per_epoch,
             step=step,
             model=session.core.state_dict(),
             optimizer=session.optimizer.state_dict(),
             deviations=list(session.watch.values) if session.watch else [],
+            replaced=session.replacements.times,
         )
-        save_state(session.plan.out, state)
+        save_state(session.plan.out, state, session.plan.config.save)
+        if session.replacements.times:
+            write_run(session.plan, session.replacements.record())
     barrier(session.me)  # nobody leaves, or is killed for having left, while process 0 writes

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from zoo.backbone import Backbone
+from zoo.precision import full_precision
 
 
 class Supervised(nn.Module):
@@ -24,4 +25,4 @@ class Supervised(nn.Module):
     def forward(self, views: tuple[Tensor], labels: Tensor) -> tuple[Tensor, None]:
         """views: one (N, 3, H, W) normalised; labels: (N,) int64. Returns the loss (scalar), and no projection."""
         logits = self.classifier(self.backbone(views[0]))  # (N, num_classes)
-        return cross_entropy(logits, labels, label_smoothing=self.label_smoothing), None
+        return cross_entropy(full_precision(logits), labels, label_smoothing=self.label_smoothing), None

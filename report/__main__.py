@@ -1,5 +1,6 @@
 """python -m report build [RUNS/SUITE] | check | reproduction RUNS/SUITE
-python -m report curves RUN_FOLDER… --out FILE.svg | pictures RECORD.json --out FILE.png
+python -m report curves RUN_FOLDER… --out FILE.svg | ablations RUN_FOLDER… --out FOLDER
+python -m report pictures RECORD.json --out FILE.png
 
 `build` with a suite's folder writes its RESULTS.md, the same as index.html (with pictures, and every number's record)
 and the numbers as results.csv and results.json (docs/results.schema.json); without one, the generated text of the
@@ -87,6 +88,20 @@ def curves(
     runs = list(zip(names, map(read_log, folders), strict=True))
     draw(runs, out, baselines=levels)
     typer.echo(knn_table(runs), nl=False)
+
+
+@app.command()
+def ablations(
+    folders: Annotated[list[Path], typer.Argument(help="folders that python -m pretrain wrote, of SimSiam runs")],
+    out: Annotated[Path, typer.Option(help="the folder for ablations.md and figure2.svg")],
+) -> None:
+    """Put runs of the paper's experiments beside its numbers, and draw its figure 2 of them."""
+    from report.ablations import FIGURE_NAME, write
+
+    written = write(folders, out)
+    typer.echo("\n".join(f"wrote {path}" for path in written))
+    if written[-1].name != FIGURE_NAME:
+        typer.echo("no figure 2: it takes a run with and one without stop-gradient, all else equal.")
 
 
 @app.command()

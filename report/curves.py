@@ -1,4 +1,4 @@
-"""How did pre-training go? Loss, deviation and kNN of several runs as one picture, and kNN per epoch as a table.
+"""How did pre-training go? Loss, spread, gradient and kNN of several runs as one picture, and kNN per epoch as a table.
 
 Reads the log.jsonl that `python -m pretrain` leaves in each run's folder. The picture holds no date and no random
 identifiers: the same logs, the same bytes.
@@ -15,6 +15,13 @@ from zoo.files import write_atomic
 
 Entry = dict[str, Any]
 HEALTHY = 1.0  # std of z/|z| times √d of outputs spread evenly (protocols §1.2)
+
+PANELS = (  # key in the log, title; one that no log has is left out
+    ("loss", "loss"),
+    ("std_sqrt_d", "std(z/|z|)·√d (1: evenly spread)"),
+    ("effective_rank", "effective rank of z/|z|"),
+    ("gradient_norm", "norm of the gradient"),
+)
 
 
 def read_log(folder: Path) -> list[Entry]:
@@ -48,32 +55,39 @@ def knn(entry: Entry) -> float | None:
 
 
 def draw(runs: Sequence[tuple[str, list[Entry]]], path: Path, *, baselines: Sequence[tuple[str, float]] = ()) -> None:
-    """Write an SVG with three panels against the step: loss, std·√d, kNN top-1 with `baselines` as level lines."""
+    """Write an SVG with a panel a value against the step: those of PANELS, and kNN top-1 with `baselines` as levels."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
     with matplotlib.rc_context({"svg.hashsalt": "transferzoo", "svg.fonttype": "none", "font.size": 9}):
-        figure, panels = pyplot.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+        drawn = [
+            (key, title) for key, title in PANELS if any(entry.get(key) is not None for _, log in runs for entry in log)
+        ]
+        figure, grid = pyplot.subplots(
+            1, len(drawn) + 1, squeeze=False, figsize=(4 * len(drawn) + 4, 3.4), layout="constrained"
+        )
+        panels, neighbours = list(grid[0])[:-1], grid[0][-1]
         for number, (name, log) in enumerate(runs):
             color = f"C{number}"  # a run keeps its colour where another one has no points
-            for panel, key in ((panels[0], "loss"), (panels[1], "std_sqrt_d")):
+            for panel, (key, _) in zip(panels, drawn, strict=True):
                 points = [(entry["step"], entry[key]) for entry in log if entry.get(key) is not None]
                 if points:
                     panel.plot(*zip(*points, strict=True), label=name, linewidth=1, color=color)
             measured = [(entry["step"], top1) for entry in log if (top1 := knn(entry)) is not None]
             if measured:
-                panels[2].plot(*zip(*measured, strict=True), label=name, marker=".", color=color)
-        panels[1].axhline(HEALTHY, color="grey", linestyle=":", linewidth=1)
+                neighbours.plot(*zip(*measured, strict=True), label=name, marker=".", color=color)
+        for panel, (key, _) in zip(panels, drawn, strict=True):
+            if key == "std_sqrt_d":
+                panel.axhline(HEALTHY, color="grey", linestyle=":", linewidth=1)
         for number, (name, level) in enumerate(baselines):
-            panels[2].axhline(level, color="grey", linestyle=("--", ":", "-.")[number % 3], linewidth=1, label=name)
-        titles = ("loss", "std(z/|z|)·√d (1: evenly spread)", "kNN top-1 in percent")
-        for panel, title in zip(panels, titles, strict=True):
+            neighbours.axhline(level, color="grey", linestyle=("--", ":", "-.")[number % 3], linewidth=1, label=name)
+        for panel, title in zip([*panels, neighbours], [*(t for _, t in drawn), "kNN top-1 in percent"], strict=True):
             panel.set_title(title)
             panel.set_xlabel("step")
             panel.spines[["top", "right"]].set_visible(False)
-        panels[2].legend(frameon=False)
+        neighbours.legend(frameon=False)
         buffer = StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
         pyplot.close(figure)

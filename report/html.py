@@ -32,7 +32,7 @@ HTML_NAME: Final = "index.html"
 PICTURED: Final = 2  # records of a benchmark whose predictions are shown
 PICTURES: Final = 4  # such records on the whole page
 POINTS: Final = 240  # of a curve: more cannot be seen
-_SEEN: Final = ("detection", "segmentation")  # benchmarks with predictions to look at
+_SEEN: Final = ("detection", "instance_segmentation", "segmentation")  # benchmarks with predictions to look at
 _TEMPLATES: Final = Path(__file__).parent / "templates"
 _NEIGHBOURS = re.compile(r"k=(\d+)")
 
@@ -213,7 +213,7 @@ def _log_points(log: Iterable[Mapping[str, Any]], x: str, y: str) -> list[Point]
 
 
 def _pretraining(rows: Sequence[PageRow], numbers: Mapping[str, int], folder: Path) -> _Part | None:
-    """Loss, deviation and kNN of the checkpoints trained here, from their logs."""
+    """Loss, spread, gradient and kNN of the checkpoints trained here, from their logs."""
     places = [(row, folder / "checkpoints" / row.key) for row in rows]
     logged = [(row, place) for row, place in places if (place / "log.jsonl").is_file()]
     if not logged:
@@ -225,6 +225,8 @@ def _pretraining(rows: Sequence[PageRow], numbers: Mapping[str, int], folder: Pa
     losses: list[Series] = []
     supervised: list[Series] = []
     spreads: list[Series] = []
+    ranks: list[Series] = []
+    gradients: list[Series] = []
     neighbours: list[Series] = []
     for row, place in trained[: charts.SERIES]:
         log = read_log(place)
@@ -232,6 +234,8 @@ def _pretraining(rows: Sequence[PageRow], numbers: Mapping[str, int], folder: Pa
         curves = (
             (losses if spread else supervised, _log_points(log, "step", "loss")),
             (spreads, spread),
+            (ranks, _log_points(log, "step", "effective_rank")),
+            (gradients, _log_points(log, "step", "gradient_norm")),
             (neighbours, _log_points(({**entry, "knn": knn(entry)} for entry in log), "step", "knn")),
         )
         for found, points in curves:
@@ -240,13 +244,16 @@ def _pretraining(rows: Sequence[PageRow], numbers: Mapping[str, int], folder: Pa
     drawn = [
         _over_steps("Loss of self-supervised pre-training", losses, "loss"),
         _over_steps("Spread of the outputs", spreads, "std(z/|z|)·√d (1: evenly spread)", level=HEALTHY),
+        _over_steps("Directions of the outputs", ranks, "effective rank of z/|z|"),
+        _over_steps("Gradient", gradients, "norm over all parameters"),
         _over_steps("kNN top-1 while training", neighbours, "top-1 in percent", has_marks=True),
         _over_steps("Loss of supervised training", supervised, "loss"),
     ]
     return _Part(
         anchor="pre-training",
         heading="Pre-training",
-        text="From the logs of the checkpoints trained in this suite. A spread that falls towards 0 is a collapse.",
+        text="From the logs of the checkpoints trained in this suite. A spread that falls towards 0 is a collapse; an "
+        "effective rank that falls is one of some directions.",
         charts=tuple(chart for chart in drawn if chart is not None),
         notes=tuple(notes),
     )

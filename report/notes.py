@@ -66,6 +66,23 @@ def protocols(sheet: Sheet, fills: Mapping[str, Filler], shown: Sequence[Cell]) 
         yield f"Measured with {code(name)}{where}: {'; '.join(parts)}."
 
 
+def stated(sheet: Sheet, fills: Mapping[str, Filler], table: str) -> Iterator[str]:
+    """What the benchmarks that fill the table say of it, as they are configured."""
+    for name in dict.fromkeys(filler.benchmark for filler in fills.values()):
+        yield from (note for one in sheet.benchmarks[name].tables if one.id == table for note in one.notes)
+
+
+def remarks(rows: Mapping[str, Row], shown: Sequence[Cell]) -> Iterator[str]:
+    """What the records themselves say of their values (details.notes), each sentence once, with its rows."""
+    said: dict[str, list[str]] = {}
+    for cell in shown:
+        assert cell.record is not None
+        for text in cell.record.details.get("notes", ()):
+            said.setdefault(text, []).append(escape(rows[cell.row].label))
+    for text, labels in said.items():
+        yield f"{_listed(list(dict.fromkeys(labels)))}: {escape(text)}"
+
+
 def unfilled(layout: Layout, fills: Mapping[str, Filler]) -> str | None:
     """The columns that no benchmark can fill, where another one fills some."""
     columns = [escape(column) for column in layout.columns if column not in fills]
@@ -91,7 +108,9 @@ def exclusions(
             for column, filler in fills.items()
             if filler.benchmark == cell.benchmark
         ]
-        yield f"Modified, so not shown above: {label} with {code(f'--set {reason.why}')}: {', '.join(values) or '–'}."
+        said = "; ".join(escape(text).rstrip(".") for text in cell.record.details.get("notes", ()))
+        how = code(f"--set {reason.why}")
+        yield f"Modified, so not shown above: {label} with {how}: {', '.join(values) or '–'}{said and f' ({said})'}."
     for (benchmark, why), labels in stale.items():
         listed = ", ".join(dict.fromkeys(labels))
         yield f"Stale, not shown: {code(benchmark)} of {listed} ({escape(why)}); measure again."

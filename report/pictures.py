@@ -1,19 +1,24 @@
 """What did the detector or segmentor see? Predictions beside the truth, as one picture.
 
-Drawn from a record alone: its detections, or the first label maps, and the images it names. Numbers say how good a
-model is; a look says whether something is wrong with it.
+Drawn from a record alone: its detections, with their masks if it has some, or the first label maps, and the images it
+names. Numbers say how good a model is; a look says whether something is wrong with it.
 """
 
 import colorsys
 import io
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from zoo.cityscapes import COLOURS, kind_of
+from zoo.coco import CocoImage, Segmentation, read_instances
 from zoo.datasets import Manifest, dataset_config, decode, manifest
 from zoo.errors import DataError, RecordError
 from zoo.files import write_atomic
+from zoo.masks import read_mask
 from zoo.record import ResultRecord, read_arrays, read_record
 from zoo.voc import read_annotation
 
@@ -48,7 +53,11 @@ def _pairs(path: Path, count: int) -> list[tuple[Image.Image, Image.Image]]:
     arrays = read_arrays(path.parent, record)
     images = _images(record)
     classes = dataset_config(images.dataset).classes or ()
-    if "sample/detection_box" in arrays:
+    if "sample/detection_mask_offsets" in arrays:
+        truth = read_instances(images.annotation(0), classes)
+        chosen = _spread(len(images), count)
+        pairs = [_instances(images, index, truth[images.path(index).name], arrays, classes) for index in chosen]
+    elif "sample/detection_box" in arrays:
         pairs = [_boxes(images, index, arrays, classes) for index in _spread(len(images), count)]
     else:
         chosen = sorted(int(name.removeprefix("sample/map_")) for name in arrays if name.startswith("sample/map_"))
@@ -88,13 +97,67 @@ def _boxes(
             classes[each.label],
             width=1 if each.difficult else 2,
         )
-    mine = np.flatnonzero(arrays["sample/detection_image"] == index)
     scores = arrays["sample/detection_score"]
-    for row in mine[np.argsort(-scores[mine], kind="stable")][:BEST][::-1]:
+    for row in _best(arrays, index):
         label = int(arrays["sample/detection_label"][row])
         box = [scale * (float(value) - 1) for value in arrays["sample/detection_box"][row]]  # VOC's corners are 1-based
         _box(found, box, colour(label), f"{classes[label]} {scores[row]:.2f}", width=2)
     return truth, found
+
+
+def _best(arrays: dict[str, np.ndarray], index: int) -> list[int]:
+    """The rows of an image's best-scored detections, the best last, so that it is drawn on top."""
+    mine = np.flatnonzero(arrays["sample/detection_image"] == index)
+    order = np.argsort(-arrays["sample/detection_score"][mine], kind="stable")
+    return mine[order][:BEST][::-1].tolist()
+
+
+def _instances(
+    images: Manifest, index: int, said: CocoImage, arrays: dict[str, np.ndarray], classes: tuple[str, ...]
+) -> tuple[Image.Image, Image.Image]:
+    """The image with its objects' outlines filled and boxed (crowds thin), and with its best-scored detections."""
+    image = decode(images.path(index))
+    things: list[tuple[int, list[float], Segmentation, str, int]] = []
+    for each in said.objects:
+        x, y, width, height = each.box
+        box = [x, y, x + width, y + height]
+        things.append((each.label, box, each.segmentation, classes[each.label], 1 if each.crowd else 2))
+    counts, offsets = arrays["sample/detection_mask_counts"], arrays["sample/detection_mask_offsets"]
+    found: list[tuple[int, list[float], Segmentation, str, int]] = []
+    for row in _best(arrays, index):
+        label, score = int(arrays["sample/detection_label"][row]), arrays["sample/detection_score"][row]
+        outline = {"size": [said.height, said.width], "counts": counts[offsets[row] : offsets[row + 1]].tobytes()}
+        box = arrays["sample/detection_box"][row].tolist()
+        found.append((label, box, outline, f"{classes[label]} {score:.2f}", 2))
+    return _filled(image, things), _filled(image, found)
+
+
+def _filled(image: Image.Image, things: list[tuple[int, list[float], Segmentation, str, int]]) -> Image.Image:
+    """`image`, scaled, with (label, corners, outline, text, line width) laid over it, one after the other."""
+    painted = np.asarray(image, np.float32).copy()
+    for label, _, outline, _, _ in things:
+        inside = _pixels(outline, image.height, image.width)
+        painted[inside] = (painted[inside] + colour(label)) / 2
+    sheet = _scaled(Image.fromarray(painted.astype(np.uint8)))
+    scale = sheet.width / image.width
+    for label, box, _, text, width in things:
+        _box(sheet, [scale * value for value in box], colour(label), text, width=width)
+    return sheet
+
+
+def _pixels(outline: Segmentation, height: int, width: int) -> np.ndarray:
+    """(height, width) bool: what lies inside polygons or run lengths."""
+    from pycocotools import mask
+
+    compress: Any = mask.frPyObjects  # its types know one of the three things it takes
+    packed: Any = outline
+    if isinstance(outline, list):
+        packed = mask.merge(compress(outline, height, width))
+    elif isinstance(outline["counts"], list):
+        packed = compress(outline, height, width)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # its compiled decoder meets a numpy newer than itself
+        return np.asarray(mask.decode(packed)).astype(bool)
 
 
 def _box(image: Image.Image, box: list[float], line: Colour, text: str, *, width: int) -> None:
@@ -106,22 +169,33 @@ def _box(image: Image.Image, box: list[float], line: Colour, text: str, *, width
 
 def _maps(images: Manifest, index: int, predicted: np.ndarray, classes: int) -> tuple[Image.Image, Image.Image]:
     """The image under its label map, and under the predicted one."""
-    with Image.open(images.annotation(index)) as stored:
-        labels = np.asarray(stored)
+    labels = read_mask(images.annotation(index), classes)
     picture = np.asarray(decode(images.path(index)), np.float32)
-    palette = np.array([(0, 0, 0), *(colour(label) for label in range(1, classes))], np.float32)
+    palette = _palette(images.annotation(index), classes)
+    background = not palette[0].any()  # else class 0 is a thing like others: Cityscapes' road
 
     def under(label_map: np.ndarray) -> Image.Image:
         known = label_map < classes
         paint = np.where(known[..., None], palette[np.minimum(label_map, classes - 1)], 255)
-        share = np.where(known & (label_map == 0), 0.3, 0.6)[..., None]
+        share = np.where(known & (label_map == 0) & background, 0.3, 0.6)[..., None]
         return _scaled(Image.fromarray((picture * (1 - share) + paint * share).astype(np.uint8)))
 
     return under(labels), under(predicted)
 
 
+def _palette(path: Path, classes: int) -> np.ndarray:
+    """(classes, 3): the dataset's own colours, Cityscapes' or those in the label map's file; else `colour`'s."""
+    if kind_of(path) is not None:
+        return np.array(COLOURS, np.float32)
+    with Image.open(path) as mask:
+        stored = np.array(mask.getpalette() or (), np.float32).reshape(-1, 3)[:classes]
+    if len(stored) == classes and len(np.unique(stored, axis=0)) == classes:
+        return stored
+    return np.array([(0, 0, 0), *(colour(label) for label in range(1, classes))], np.float32)
+
+
 def colour(label: int) -> Colour:
-    """A class's colour: hues a golden angle apart, so that neighbours differ."""
+    """The colour of a class without one of its own: hues a golden angle apart, so that neighbours differ."""
     red, green, blue = colorsys.hsv_to_rgb(label * 0.618 % 1, 0.85, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
 

@@ -1,5 +1,7 @@
 """Which numbers did others publish, and in which tables? configs/published/: tables.yaml, and one file a source.
 
+(simsiam_ablations.yaml has a form of its own, and is read by report/ablations.py.)
+
 Facts only; a value must be printed in the source it names, so nothing recalled from memory is here. Values keep the
 source's decimals through their table's `decimals`; a value that would be rounded is an error.
 """
@@ -17,6 +19,7 @@ from zoo.files import CONFIGS
 
 FOLDER = CONFIGS / "published"
 TABLES_NAME = "tables.yaml"
+ABLATIONS_NAME = "simsiam_ablations.yaml"
 
 
 class PublishedTable(Strict):
@@ -83,7 +86,7 @@ def load_published(folder: Path = FOLDER) -> Published:
         problems.append(f"{folder / TABLES_NAME}: expected one entry an id, found {[table.id for table in listed]}")
     sources: list[Source] = []
     for path in sorted(folder.glob("*.yaml")):
-        if path.name != TABLES_NAME:
+        if path.name not in (TABLES_NAME, ABLATIONS_NAME):
             source = load(path, Source)
             problems += [f"{path}: {problem}" for row in source.rows for problem in _problems(row, tables)]
             sources.append(source)

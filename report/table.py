@@ -87,6 +87,8 @@ def _table(
         *(notes.protocols(sheet, fills, shown) if cells or sheet.is_suite else ()),
         notes.unfilled(layout, fills),
         *(published.notes if published else ()),
+        *(notes.stated(sheet, fills, group.table) if cells or sheet.is_suite else ()),
+        *notes.remarks(rows, shown),
         *notes.worth_a_look(worth_a_look(layout, columns, {k: row.label for k, row in rows.items()}, theirs, stored)),
         *(() if mine else [*dict.fromkeys(_origin(source) for source, _ in theirs), _not_measured(fills)]),
         *notes.exclusions(rows, layout, fills, excluded),

@@ -109,7 +109,7 @@ def exclusion(record: ResultRecord, config: AnyBenchmark, settings: Any = None) 
     datasets = sorted({dataset.dataset for dataset in record.datasets.values()})
     if datasets != [config.dataset]:
         return Exclusion(kind="stale", why=f"dataset was {', '.join(datasets)}, is now {config.dataset}")
-    if record.settings == (plain(config.settings) if settings is None else settings):
+    if _said(record.settings) == _said(plain(config.settings) if settings is None else settings):
         return None
     then, now = dict(_flat(record.settings)), dict(_flat(config.settings))
     changed = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
@@ -118,6 +118,11 @@ def exclusion(record: ResultRecord, config: AnyBenchmark, settings: Any = None) 
         more = [f"and {len(changed) - 3} more"] if len(changed) > 3 else []
         return Exclusion(kind="stale", why="; ".join([*listed, *more]))
     return None
+
+
+def _said(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those that are null: an optional one that the file or an older record does not name."""
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def _flat(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:

@@ -29,6 +29,7 @@ class TableConfig(Strict):
     metric: str
     decimals: Annotated[int, Field(ge=0, le=4)]
     columns: dict[str, str | None]  # column title → name of a metric, or of a label, of this benchmark
+    notes: tuple[str, ...] = ()  # sentences (Markdown) that stand under the table when this benchmark fills it
 
     @field_validator("columns")
     @classmethod

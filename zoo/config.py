@@ -2,13 +2,14 @@
 
 Scalars follow YAML 1.2's core schema (PyYAML alone follows 1.1): `1e-3` is a float, `no` a string, `010` the number 10.
 Duplicate keys, unknown keys, missing keys and wrong types are errors; nothing is coerced, except that an integer is
-accepted where a float is expected. Anchors, aliases, tags and merge keys are refused: a file reads as it stands.
+accepted where a float is expected. Anchors, aliases, tags and merge keys are refused: a file reads as it stands. Only
+a model that says so (`may_have_base`) may be spread over two: `base: OTHER.yaml`, beside it, and what differs from it.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,9 +21,10 @@ class Strict(BaseModel):
     """Base of every configuration model: frozen, no unknown keys, no coercion, no NaN."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+    may_have_base: ClassVar[bool] = False  # whether a file of it may begin with `base: OTHER.yaml`
 
 
-Model = TypeVar("Model", bound=BaseModel)
+Model = TypeVar("Model", bound=Strict)
 Path_ = tuple[str | int, ...]  # where a value stands: ("views", "crop") or ("checkpoints", 0, "card")
 
 _SCALARS: tuple[tuple[str, re.Pattern[str]], ...] = (
@@ -116,7 +118,7 @@ def read_yaml(path: Path) -> Any:
     """A YAML file's plain data (mappings as dicts, sequences as tuples). Raises ConfigError naming file and line."""
     document = _parse(path)
     if document.problems:
-        raise _error(path, [(line, problem) for line, problem in document.problems])
+        raise _error([(path, line, problem) for line, problem in document.problems])
     return document.data
 
 
@@ -125,25 +127,50 @@ def load(path: Path, model: type[Model], *, overrides: Sequence[str] = ()) -> Mo
 
     `overrides` are `key.sub=value` strings (from --set); a value is read as a YAML scalar or flow collection.
     """
-    document = _parse(path)
-    problems = list(document.problems)
-    data = document.data
-    if not isinstance(data, dict):
-        raise _error(path, [(1, f"expected a mapping of keys to values, found {_shown(data)}")])
-    for text in overrides:
-        problem = _override(data, text)
-        if problem:
-            problems.append((0, problem))
+    documents = [(path, _parse_mapping(path))]
+    data = documents[0][1].data
+    if model.may_have_base and "base" in data:
+        documents.append(_base(path, documents[0][1]))
+        data = _merged(documents[1][1].data, data)
+    problems = [(where, line, text) for where, document in documents for line, text in document.problems]
+    problems += [(path, 0, problem) for text in overrides if (problem := _override(data, text, model))]
     try:
         value = model.model_validate(data)
     except ValidationError as error:
         for item in error.errors():
             at, text = _problem(item, data)
-            problems.append((_line(document.lines, at), f"{_dotted(at)}: {text}"))
-        raise _error(path, problems) from None
+            problems.append((*_place_in_files(documents, at), f"{_dotted(at)}: {text}"))
+        raise _error(problems) from None
     if problems:
-        raise _error(path, problems)
+        raise _error(problems)
     return value
+
+
+def _base(path: Path, document: _Document) -> tuple[Path, _Document]:
+    """The file that `path` starts from, and its content; the key `base` is taken out of `document`.
+
+    A base has no base of its own: whoever reads a file has two to look at, and no more.
+    """
+    name = document.data.pop("base")
+    here = f"{path}:{document.lines[('base',)]}: base"
+    if not isinstance(name, str):
+        raise ConfigError(f"{here}: expected the path of a file, seen from this one's folder, found {_shown(name)}")
+    try:
+        base = _parse_mapping(path.parent / name)
+    except ConfigError as error:
+        raise ConfigError(f"{here}: {error}") from error
+    if "base" in base.data:
+        raise ConfigError(f"{here}: expected a file without a base of its own, found {name}, which has one")
+    return path.parent / name, base
+
+
+def _merged(base: dict[Any, Any], own: dict[Any, Any]) -> dict[Any, Any]:
+    """`base` with what `own` says instead: mappings key by key, all else (lists too) as a whole."""
+    both = {
+        key: _merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        for key, value in own.items()
+    }
+    return {**base, **both}
 
 
 def validate(data: Mapping[str, Any], model: type[Model], *, where: str) -> Model:
@@ -173,6 +200,13 @@ def dump_yaml(data: Any) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+def _parse_mapping(path: Path) -> _Document:
+    document = _parse(path)
+    if not isinstance(document.data, dict):
+        raise _error([(path, 1, f"expected a mapping of keys to values, found {_shown(document.data)}")])
+    return document
+
+
 def _parse(path: Path) -> _Document:
     try:
         return _Document(path.read_text(encoding="utf-8"))
@@ -189,8 +223,8 @@ def _parse(path: Path) -> _Document:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
 
 
-def _override(data: dict[Any, Any], text: str) -> str | None:
-    """Put one `key.sub=value` into `data`; the problem as text if it has no place there."""
+def _override(data: dict[Any, Any], text: str, model: type[BaseModel]) -> str | None:
+    """Put one `key.sub=value` into `data`; the problem as text if neither it nor the model has a place for it."""
     key, separator, raw = text.partition("=")
     if not separator or not key:
         return f"--set {text}: expected key=value"
@@ -204,18 +238,30 @@ def _override(data: dict[Any, Any], text: str) -> str | None:
     target: Any = data
     for part in parts[:-1]:
         target = target.get(part) if isinstance(target, dict) else None
-    if not isinstance(target, dict) or parts[-1] not in target:
+    if not isinstance(target, dict) or (parts[-1] not in target and not _is_optional(model, parts)):
         return f"--set {text}: no key '{key}' in this file"
     target[parts[-1]] = document.data
     return None
 
 
-def _line(lines: Mapping[Path_, int], location: Sequence[str | int]) -> int:
-    """The line of the deepest part of `location` that stands in the file (a missing key has its parent's line)."""
-    at = tuple(location)
-    while at not in lines and at:
-        at = at[:-1]
-    return lines.get(at, 1)
+def _is_optional(model: Any, parts: Sequence[Any]) -> bool:
+    """Whether a key (its parts, from the top) is one that `model` knows and a file may leave out."""
+    for part in parts[:-1]:
+        field = model.model_fields.get(part)
+        model = field.annotation if field is not None else None
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return False
+    field = model.model_fields.get(parts[-1])
+    return field is not None and not field.is_required()
+
+
+def _place_in_files(documents: Sequence[tuple[Path, _Document]], location: Path_) -> tuple[Path, int]:
+    """File and line of the deepest part of `location` that stands in one (a missing key has its parent's line)."""
+    for depth in range(len(location), 0, -1):
+        for path, document in documents:
+            if location[:depth] in document.lines:
+                return path, document.lines[location[:depth]]
+    return documents[0][0], 1
 
 
 _REQUIRED = {"missing": "missing key", "extra_forbidden": "unknown key"}
@@ -263,6 +309,6 @@ def _shown(value: Any) -> str:
 _TYPES = {str: "a string", int: "an integer", float: "a float", bool: "a boolean", dict: "a mapping", tuple: "a list"}
 
 
-def _error(path: Path, problems: Sequence[tuple[int, str]]) -> ConfigError:
-    ordered = sorted(set(problems))
-    return ConfigError("\n".join(f"{path}:{line}: {text}" if line else f"{path}: {text}" for line, text in ordered))
+def _error(problems: Sequence[tuple[Path, int, str]]) -> ConfigError:
+    lines = (f"{path}:{line}: {text}" if line else f"{path}: {text}" for path, line, text in sorted(set(problems)))
+    return ConfigError("\n".join(lines))

@@ -8,14 +8,17 @@ import os
 import shutil
 import subprocess
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.errors import ZooError
+
+Rest = TypeVar("Rest")  # what goes with a batch and stays where it is
 
 
 def driver_gpus() -> list[str]:
@@ -87,6 +90,35 @@ def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
     """`module` under DistributedDataParallel. Buffers are synchronised once: batch norm over all keeps them equal."""
     ids = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(module, device_ids=ids, forward_sync_buffers=False)
+
+
+def gradients_kept_local(model: nn.Module) -> AbstractContextManager[None]:
+    """For the block, backward passes through `model` add to this process's gradients and exchange none."""
+    return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
+
+
+def moved_ahead(
+    batches: Iterable[tuple[Rest, tuple[Tensor, ...]]], device: torch.device
+) -> Iterator[tuple[Rest, tuple[Tensor, ...]]]:
+    """The pairs with their tensors on `device`. On a GPU the next pair's are copied while this one is computed on.
+
+    The copies overlap where the tensors are pinned; `batches` is then one pair ahead. On the CPU nothing moves.
+    """
+    if device.type == "cpu":
+        yield from batches
+        return
+    copying, coming = torch.cuda.Stream(device), None
+    for rest, tensors in batches:
+        with torch.cuda.stream(copying):
+            following = rest, tuple(tensor.to(device, non_blocking=True) for tensor in tensors)
+        if coming is not None:
+            yield coming
+        torch.cuda.current_stream(device).wait_stream(copying)
+        for tensor in following[1]:
+            tensor.record_stream(torch.cuda.current_stream(device))  # not to be given away while it is computed on
+        coming = following
+    if coming is not None:
+        yield coming
 
 
 def memory_used(device: torch.device) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from zoo import device as devices
 from zoo import interrupt
 from zoo.errors import ZooError
+from zoo.precision import full_precision
 
 Batch = TypeVar("Batch")
 STOPPING = (Signals.SIGTERM, Signals.SIGINT, Signals.SIGHUP, Signals.SIGQUIT, *interrupt.REQUESTS)
@@ -198,7 +199,8 @@ class AllReduceBatchNorm(nn.BatchNorm2d):
     """Batch norm with statistics over the batches of all processes, for CPUs, where torch's SyncBatchNorm refuses.
 
     Accepts (N, C) and (N, C, H, W). Equals BatchNorm on the concatenated batch; per-process batches may differ in size.
-    Two passes (mean, then squared deviations), so that it is as accurate as the one-process kernel.
+    Two passes (mean, then squared deviations), so that it is as accurate as the one-process kernel. As there, bf16
+    input (autocast) is normalised in float32 and comes out as bf16.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -209,6 +211,7 @@ class AllReduceBatchNorm(nn.BatchNorm2d):
         self._check_input_dim(input)
         if not self.training:
             return super().forward(input)
+        dtype, input = input.dtype, full_precision(input)
         axes = (0,) if input.dim() == 2 else (0, 2, 3)
         shape = (1, -1) if input.dim() == 2 else (1, -1, 1, 1)
         sums = summed(torch.cat([input.sum(axes), input.new_tensor([input.numel() / input.shape[1]])]))  # (C + 1,)
@@ -218,7 +221,9 @@ class AllReduceBatchNorm(nn.BatchNorm2d):
         variance = summed(centred.square().sum(axes)) / count
         self._track(mean.detach(), variance.detach(), float(count))
         output = centred * torch.rsqrt(variance + self.eps).view(shape)
-        return output if self.weight is None else output * self.weight.view(shape) + self.bias.view(shape)
+        if self.weight is not None:
+            output = output * self.weight.view(shape) + self.bias.view(shape)
+        return output.to(dtype)
 
     def _track(self, mean: Tensor, variance: Tensor, count: float) -> None:
         """Running statistics; the variance unbiased, as BatchNorm keeps it."""

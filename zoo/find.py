@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
 
+from zoo import cityscapes
 from zoo.config import dump_yaml, read_yaml
 from zoo.datasets import DatasetConfig
 from zoo.errors import ConfigError, DataError
@@ -152,11 +153,15 @@ def misfit(root: Path, layout: Layout, config: DatasetConfig, num_images: int | 
             return _class_folders_misfit(root, layout.class_folders, config.num_classes, num_images)
         if layout.image_sets is not None:
             return _image_sets_misfit(root, layout.image_sets, num_images)
+        if layout.cityscapes is not None:
+            return _cityscapes_misfit(root, layout.cityscapes, num_images)
         assert layout.images is not None
         if layout.class_lists is not None:
             return _class_lists_misfit(root, layout, config, num_images)
         if layout.inaturalist_json is not None:
             return _inaturalist_misfit(root, layout.inaturalist_json, layout.images, num_images)
+        if layout.coco_json is not None:
+            return _coco_misfit(root, layout.coco_json, layout.images, num_images)
         assert layout.image_list is not None
         return _list_misfit(root, layout.image_list, layout.images, config.num_classes, num_images)
     except DataError as error:
@@ -212,6 +217,14 @@ def _inaturalist_misfit(root: Path, path: str, images: str, num_images: int | No
     return _first_picture(root, joined(images, str(pictures[0].get("file_name"))))
 
 
+def _coco_misfit(root: Path, path: str, images: str, num_images: int | None) -> str | None:
+    """By the number of pictures: COCO's file has 450 MB, most of it outlines."""
+    if problem := _no(root, path, images):
+        return problem
+    found = sum(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in os.listdir(root / images))
+    return _count(images, found, num_images)
+
+
 def _class_lists_misfit(root: Path, layout: Layout, config: DatasetConfig, num_images: int | None) -> str | None:
     assert layout.images is not None
     lists = layout.tops(config.classes or ())
@@ -245,6 +258,16 @@ def _image_sets_misfit(root: Path, parts: Sequence[ImageSet], num_images: int | 
             if problem := _first_picture(root, pattern.format(names[0])):
                 return problem
     return _count(" + ".join(part.names for part in parts), number, num_images)
+
+
+def _cityscapes_misfit(root: Path, split: str, num_images: int | None) -> str | None:
+    if problem := _no(root, *cityscapes.folders(split)):
+        return problem
+    listing = cityscapes.list_split(root, split)
+    if listing.problems:
+        more = f" (and {len(listing.problems) - 1:,} more)" if len(listing.problems) > 1 else ""
+        return listing.problems[0] + more
+    return _count(cityscapes.folders(split)[0], len(listing.pairs), num_images)
 
 
 def _first_picture(root: Path, path: str) -> str | None:

@@ -13,12 +13,13 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, model_validator
 
+from zoo import cityscapes
 from zoo.config import Strict
 from zoo.errors import DataError, several
 from zoo.files import sha256_file
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".tif", ".tiff"))
-KINDS = ("class_folders", "image_list", "inaturalist_json", "class_lists", "image_sets")
+KINDS = ("class_folders", "image_list", "inaturalist_json", "coco_json", "class_lists", "image_sets", "cityscapes")
 VOC_LABELS = {"1": 1, "-1": 0, "0": -1}  # what a line of a class list says → present, absent, difficult (§2.6)
 MOST_NAMED = 20  # problems in one message
 
@@ -39,24 +40,29 @@ class ImageSet(Strict):
 
 
 class Layout(Strict):
-    """One way a split may lie on disk. Exactly one of the first five.
+    """One way a split may lie on disk. Exactly one of the first seven.
 
     class_folders: a folder with one sub-folder a class; labels number the sorted names (torchvision ImageFolder).
     image_list: a text file of "relative/path label" lines, split on the last blank (mmselfsup); `images` is the folder
     the paths start from.
     inaturalist_json: iNaturalist's file of images (id, file_name) and annotations (image_id, category_id), joined by
     id; category ids are the labels. `images` as above.
+    coco_json: one file of images, annotations and categories (COCO's instances); every image has this file as its
+    annotation, and what it says of the objects is for zoo.coco to read. `images` as above.
     class_lists: a file for each of the dataset's classes, {} its name, of "image 1", "image -1" or "image 0" lines
     (Pascal VOC classification); `images` says with {} where an image lies. `names` and `annotations` are what the
     files can be made from.
     image_sets: files of names, all of them together; every image has an annotation file.
+    cityscapes: a split of Cityscapes by its name, below leftImg8bit/ and gtFine/ (zoo.cityscapes).
     """
 
     class_folders: str | None = None
     image_list: str | None = None
     inaturalist_json: str | None = None
+    coco_json: str | None = None
     class_lists: PathPattern | None = None
     image_sets: Annotated[tuple[ImageSet, ...], Field(min_length=1)] | None = None
+    cityscapes: str | None = None
     images: str | None = None
     names: str | None = None
     annotations: PathPattern | None = None
@@ -67,10 +73,10 @@ class Layout(Strict):
         if len(kinds) != 1:
             raise ValueError(f"expected exactly one of {', '.join(KINDS[:-1])} and {KINDS[-1]}")
         (kind,) = kinds
-        if (self.images is None) != (kind in ("class_folders", "image_sets")):
+        if (self.images is None) != (kind in ("class_folders", "image_sets", "cityscapes")):
             raise ValueError(
-                "image_list and inaturalist_json need images, the folder their paths start from, and class_lists needs "
-                "images, with {} for an image's name (and only these have it)"
+                "image_list, inaturalist_json and coco_json need images, the folder their paths start from, and "
+                "class_lists needs images, with {} for an image's name (and only these have it)"
             )
         if kind == "class_lists" and (self.images or "").count("{}") != 1:
             raise ValueError("images: expected {} once, where an image's name goes")
@@ -89,14 +95,19 @@ class Layout(Strict):
         """The folders and files that tell whether the layout is there. classes: the dataset's names, if it has any."""
         if self.image_sets is not None:
             return tuple(part.names for part in self.image_sets)
+        if self.cityscapes is not None:
+            return cityscapes.folders(self.cityscapes)
         if self.class_lists is not None:
             return tuple(self.class_lists.format(name) for name in classes)
-        return tuple(top for top in (self.class_folders, self.image_list, self.inaturalist_json, self.images) if top)
+        listed = (self.class_folders, self.image_list, self.inaturalist_json, self.coco_json, self.images)
+        return tuple(top for top in listed if top)
 
     def is_present(self, root: Path, classes: Sequence[str]) -> bool:
         """Whether `root` holds this layout, whole or in part: a missing class list is for `read` to name."""
         if self.class_folders is not None:
             return next(class_folders(root / self.class_folders), None) is not None
+        if self.cityscapes is not None:
+            return all((root / folder).is_dir() for folder in cityscapes.folders(self.cityscapes))
         list_files = [(root / top).is_file() for top in self.tops(classes) if top != self.images]
         if self.class_lists is not None:
             return any(list_files)
@@ -107,9 +118,11 @@ class Layout(Strict):
             return f"class folders in {self.class_folders}/"
         if self.image_sets is not None:
             return "image sets " + " + ".join(part.names for part in self.image_sets)
+        if self.cityscapes is not None:
+            return "Cityscapes' " + " and ".join(f"{folder}/" for folder in cityscapes.folders(self.cityscapes))
         if self.class_lists is not None:
             return f"class lists {self.class_lists.format('<class>')}"
-        return f"list {self.image_list or self.inaturalist_json} of images in {self.images}/"
+        return f"list {self.image_list or self.inaturalist_json or self.coco_json} of images in {self.images}/"
 
 
 class Entry(NamedTuple):
@@ -131,11 +144,15 @@ def read(root: Path, layout: Layout, *, num_classes: int, classes: Sequence[str]
         return _read_class_folders(root, layout.class_folders, num_classes)
     if layout.image_sets is not None:
         return _read_image_sets(root, layout.image_sets)
+    if layout.cityscapes is not None:
+        return _read_cityscapes(root, layout.cityscapes)
     assert layout.images is not None
     if layout.class_lists is not None:
         return _read_class_lists(root, layout.class_lists, layout.images, classes)
     if layout.inaturalist_json is not None:
         return _read_inaturalist(root, layout.inaturalist_json, layout.images, num_classes)
+    if layout.coco_json is not None:
+        return _read_coco(root, layout.coco_json, layout.images)
     assert layout.image_list is not None
     return _read_list(root, layout.image_list, layout.images, num_classes)
 
@@ -218,6 +235,30 @@ def _read_inaturalist(root: Path, json_file: str, images: str, num_classes: int)
         else:
             found.append(Entry(path, labels[image], size))
     if not files and not problems:
+        problems.append("the list 'images' is empty")
+    refuse(f"{root / json_file} is not usable:", problems)
+    return found, [json_file, *_folders(found)]
+
+
+def _read_coco(root: Path, json_file: str, images: str) -> Entries:
+    """Every image of COCO's file. A missing picture, an id or a file named twice and an empty list are errors."""
+    content = read_json(root / json_file)
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise DataError(
+            f"{root / json_file}: expected a JSON mapping with the list 'images', found {_kind(content)}; restore the "
+            "file."
+        )
+    problems: list[str] = []
+    annotations = sha256_file(root / json_file)
+    found: list[Entry] = []
+    for image, file_name in _files_by_id(content["images"], problems).items():
+        path = joined(images, file_name)
+        size = size_of(root / path)
+        if size is None:
+            problems.append(f"image id {image}: no file {path}")
+        else:
+            found.append(Entry(path, annotations, size, json_file))
+    if not content["images"]:
         problems.append("the list 'images' is empty")
     refuse(f"{root / json_file} is not usable:", problems)
     return found, [json_file, *_folders(found)]
@@ -341,6 +382,23 @@ def _read_image_sets(root: Path, parts: Sequence[ImageSet]) -> Entries:
         refuse(f"{root / part.names} is not usable:", problems)
         watched |= {part.names, os.path.dirname(part.images), os.path.dirname(part.annotations)}
     return found, sorted(watched)
+
+
+def _read_cityscapes(root: Path, split: str) -> Entries:
+    """Every image of a split of Cityscapes with its label map, which must be of one kind for all of them."""
+    listing = cityscapes.list_split(root, split)
+    problems = list(listing.problems)
+    found: list[Entry] = []
+    for image, labels in listing.pairs:
+        size = size_of(root / image)
+        if problem := unreadable(image):
+            problems.append(problem)
+        elif size is None or size_of(root / labels) is None:
+            problems.append(f"{image if size is None else labels}: a link to nothing, or no file; restore it")
+        else:
+            found.append(Entry(image, sha256_file(root / labels), size, labels))
+    refuse(f"{root}: Cityscapes' split '{split}' is not usable:", problems)
+    return found, listing.folders
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:

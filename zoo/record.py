@@ -33,7 +33,8 @@ class Measurement:
     per_sample: name → (num_scored, …) array, in manifest order (detections: one row each, with its image's index;
     map_<sample>: a label map to be looked at). replicates: metric name → (1000,) bootstrap values.
     details: anything else worth keeping (losses per epoch, convergence), JSON values only. details["trials"]: metric
-    name → `Trials` as a dict, for each metric that is a mean over repeated draws within this one measurement.
+    name → `Trials` as a dict, for each metric that is a mean over repeated draws within this one measurement;
+    details["notes"]: sentences that a table with these values must have below it.
     labels: name → a word that was found ({"best_layer": "feature5"}); no name is a metric's too.
     files: name → content of what was made and is worth keeping, kept beside the record (trained heads).
     """

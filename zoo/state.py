@@ -26,8 +26,11 @@ def write_state(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What `write_state` wrote, on the CPU. Raises CheckpointError when it is damaged or something else."""
-    data = path.read_bytes()
+    """What `write_state` wrote, on the CPU. Raises CheckpointError when it is damaged, unreadable or something else."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
     if hashlib.sha256(data[:-DIGEST_BYTES]).digest() != data[-DIGEST_BYTES:]:
         raise CheckpointError(f"{path}: damaged, its {len(data):,} bytes do not match the checksum at their end.")
     try:

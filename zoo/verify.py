@@ -11,18 +11,18 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from PIL import Image
 
+from zoo.coco import read_instances
 from zoo.datasets import DatasetConfig, Manifest, decode
 from zoo.errors import DataError
 from zoo.files import cache_dir, sha256_file, write_atomic
 from zoo.layouts import MOST_NAMED, numbered_lines
+from zoo.masks import read_mask, size_problem
 from zoo.transforms import TestTransform, apply_test
 from zoo.voc import read_annotation
 
 SAMPLE = 64  # images of a split that are decoded
 TIMED = 200  # images that a throughput is measured on
-IGNORED = 255  # the value of a mask's pixels that belong to no class
 BATCH = 4  # of timed images: small, so that what the workers have read ahead when the clock starts is little
 _TRANSFORM = TestTransform(resize=256, crop=224, interpolation="bilinear", fit="centre_crop")  # protocols §2, 256/224
 
@@ -48,14 +48,30 @@ def sample(found: Manifest, number: int = SAMPLE) -> list[int]:
 def broken(found: Manifest, config: DatasetConfig, indices: Sequence[int]) -> list[str]:
     """Decode these images and read their annotations; a message for each file that is not what it should be."""
     problems: list[str] = []
+    in_one_file = bool(found.annotations) and found.annotations[0].endswith(".json")
+    sizes = _sizes(found.annotation(0), config, problems) if in_one_file else {}
     for index in indices:
+        path = found.path(index)
         try:
-            size = decode(found.path(index)).size
-            if found.annotations:
+            size = decode(path).size
+            if found.annotations and not in_one_file:
                 _read_annotation(found.annotation(index), config, size)
+            elif sizes.get(path.name, size) != size:
+                width, height = sizes[path.name]
+                raise DataError(f"{path}: written for {width} x {height} pixels, {_found(size)}")
         except DataError as error:
             problems.append(str(error))
     return problems
+
+
+def _sizes(path: Path, config: DatasetConfig, problems: list[str]) -> dict[str, tuple[int, int]]:
+    """File name → width and height, from COCO's annotations of a whole split; {} where they cannot be read."""
+    try:
+        images = read_instances(path, config.classes or ())
+    except DataError as error:
+        problems.append(str(error))
+        return {}
+    return {name: (image.width, image.height) for name, image in images.items()}
 
 
 def _read_annotation(path: Path, config: DatasetConfig, size: tuple[int, int]) -> None:
@@ -65,17 +81,9 @@ def _read_annotation(path: Path, config: DatasetConfig, size: tuple[int, int]) -
         if (annotation.width, annotation.height) != size:
             raise DataError(f"{path}: written for {annotation.width} x {annotation.height} pixels, {_found(size)}")
         return
-    decode(path)  # for its messages; the numbers below are those before the conversion to RGB
-    with Image.open(path) as mask:
-        labels = np.asarray(mask)
-    if labels.ndim != 2:
-        raise DataError(f"{path}: expected a mask of one number a pixel, found colours; restore the file.")
-    if mask.size != size:
-        raise DataError(f"{path}: a mask of {mask.size[0]} x {mask.size[1]} pixels, {_found(size)}")
-    odd = sorted(set(np.unique(labels).tolist()) - {*range(config.num_classes), IGNORED})
-    if odd:
-        expected = f"0…{config.num_classes - 1} and {IGNORED}"
-        raise DataError(f"{path}: expected labels {expected}, found {', '.join(map(str, odd[:5]))}; restore the file.")
+    height, width = read_mask(path, config.num_classes).shape
+    if problem := size_problem(path, (width, height), size):
+        raise DataError(problem)
 
 
 def _found(size: tuple[int, int]) -> str:

@@ -1,4 +1,8 @@
-"""Pascal VOC's annotation files: the size of an image and the boxes of its objects (the VOC devkit's XML)."""
+"""Pascal VOC's annotation files: the size of an image and the boxes of its objects (the VOC devkit's XML).
+
+A box's corners are 1-based and inclusive: 1 <= xmin < xmax <= width, and the same of y. One pixel beyond is let pass as
+an annotator's rounding: the devkit's own evaluation does not look, and the whole of VOC was not here to be counted.
+"""
 
 import math
 import xml.etree.ElementTree as ET
@@ -6,8 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image, UnidentifiedImageError
+
 from zoo.errors import DataError, several
 
+ORIENTATION = 0x0112  # the EXIF tag; 5 and above: lying on its side, as detectron2 turns it when it reads the image
 Box = tuple[float, float, float, float]
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -59,6 +66,22 @@ def read_annotation(path: Path, classes: Sequence[str]) -> VocAnnotation:
     return VocAnnotation(width, height, tuple(objects))
 
 
+def check_picture(path: Path, annotation: VocAnnotation) -> None:
+    """Raise DataError unless the image at `path` has the width and height that its annotation says. Reads no pixels."""
+    try:
+        with Image.open(path) as image:
+            found = image.size if image.getexif().get(ORIENTATION, 1) < 5 else image.size[::-1]
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: expected an image, found something PIL cannot identify; replace the file.") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: the image cannot be read ({error}); replace the file.") from error
+    if found != (annotation.width, annotation.height):
+        raise DataError(
+            f"{path}: expected {annotation.width} x {annotation.height} pixels as its annotation says, found "
+            f"{found[0]} x {found[1]}; restore the one that is wrong."
+        )
+
+
 def _side(root: ET.Element, name: str, problems: list[str]) -> int | None:
     text = root.findtext(f"size/{name}")
     side = _number(text)
@@ -89,7 +112,7 @@ def _box(element: ET.Element, width: int | None, height: int | None, problems: l
     for axis, low, high, side in (("x", xmin, xmax, width), ("y", ymin, ymax, height)):
         if high <= low:
             problems.append(f"expected {axis}min < {axis}max, found {low:g} and {high:g}")
-        elif side is not None and (low < 0 or high > side + 1):  # 1-based; a pixel outside is rounding
+        elif side is not None and (low < 0 or high > side + 1):
             problems.append(f"expected {axis} within 1…{side}, found {low:g}…{high:g}")
     return xmin, ymin, xmax, ymax
 

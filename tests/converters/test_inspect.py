@@ -15,6 +15,7 @@ from converters.counts import num_parameters, operations
 from converters.inspect import describe, lines
 from pretrain.simsiam import SimSiam, num_trainable
 from tests.converters.made import State
+from tests.pretrain.test_simsiam import WIDE
 from zoo.backbone import build, canonical_shapes, fingerprint
 from zoo.files import sha256_file
 
@@ -30,7 +31,7 @@ def empty(shapes: dict[str, tuple[int, ...]]) -> State:
 def simsiam_file(path: Path) -> Path:
     """The reference code's checkpoint of a ResNet-50, without values (names: facebookresearch/simsiam, builder.py)."""
     with torch.device("meta"):
-        network = SimSiam("resnet50", projector_dim=2048, predictor_dim=512)
+        network = SimSiam("resnet50", WIDE)
     state: State = {}
     for name, tensor in empty({n: tuple(t.shape) for n, t in network.state_dict().items()}).items():
         bare = name.replace("backbone.", "encoder.").replace("projector.", "encoder.fc.")
@@ -46,7 +47,7 @@ def test_the_counts_are_the_published_ones() -> None:
     assert operations("resnet50", pooled=False) == 4_109_364_224
     assert operations("resnet50", pooled=True) == 4_109_464_576
     with torch.device("meta"):
-        simsiam = SimSiam("resnet50", projector_dim=2048, predictor_dim=512)
+        simsiam = SimSiam("resnet50", WIDE)
         classifier = torchvision.models.resnet50()
     assert num_parameters(simsiam.state_dict()) == num_trainable(simsiam) == 38_199_360
     assert num_parameters(classifier.state_dict()) == 25_557_032

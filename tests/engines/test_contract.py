@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from converters.probe import write_probe
 from engines.contract import (
     Job,
     Refused,
+    alone,
     check_stages,
     check_tensors,
     check_weights_file,
@@ -70,14 +72,22 @@ ENDS = {
     "not installed": ("ImportError('no module named x')", 2, "no module named x. Is the engine installed in "),
     "bug": ("KeyError('x')", 1, "Traceback"),
 }
+STOPS = {"SIGTERM": 130, "SIGUSR1": 75}  # as zoo.interrupt has it
 
 
 def test_a_childs_end_is_told_by_code_and_note(tmp_path: Path) -> None:
     """One process that forks a child a case: each of its own would import torch again."""
-    program = "import json, os, sys\nfrom engines.contract import *\ncodes = {}\n"
+    program = "import json, os, signal, sys\nfrom engines.contract import *\nfrom zoo.interrupt import deferred\n"
+    program += "os.environ.pop('SLURM_JOB_ID', None)\ncodes = {}\n"
     for name, (failure, _, _) in ENDS.items():
         write_job(tmp_path / name, a_job(tmp_path))
         program += f"def run(folder, job): raise {failure}\nsys.argv[1] = {str(tmp_path / name)!r}\n"
+        program += "pid = os.fork()\nif pid == 0: child(run)\n"
+        program += f"codes[{name!r}] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])\n"
+    for name in STOPS:
+        write_job(tmp_path / name, a_job(tmp_path))
+        program += f"def run(folder, job):\n with deferred() as asked:\n  os.kill(os.getpid(), signal.{name})\n"
+        program += f"  assert asked()\n raise KeyboardInterrupt\nsys.argv[1] = {str(tmp_path / name)!r}\n"
         program += "pid = os.fork()\nif pid == 0: child(run)\n"
         program += f"codes[{name!r}] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])\n"
     ended = subprocess.run(
@@ -87,10 +97,29 @@ def test_a_childs_end_is_told_by_code_and_note(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert json.loads(ended.stdout) == {name: code for name, (_, code, _) in ENDS.items()}, ended.stderr
+    assert json.loads(ended.stdout) == {name: code for name, (_, code, _) in ENDS.items()} | STOPS, ended.stderr
     for name, (_, code, message) in ENDS.items():
         note = json.loads((tmp_path / name / "failure.json").read_text())
         assert note["exit_code"] == code and message in note["message"] and message in ended.stderr
+
+
+def test_a_child_waits_for_one_that_is_still_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And only the first process of a child does: the others wait for that one."""
+    entered = threading.Event()
+
+    def second() -> None:
+        with alone(tmp_path):
+            entered.set()
+
+    with alone(tmp_path):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        assert not entered.wait(0.1)
+        monkeypatch.setenv("RANK", "1")
+        with alone(tmp_path):
+            pass
+    assert entered.wait(10)
+    waiting.join()
 
 
 def test_an_edited_weights_file_is_refused(tmp_path: Path) -> None:

@@ -6,9 +6,6 @@ Nothing of it is imported here, as its imports warn and patch. Where its own fun
 import json
 import pickle
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,18 +18,28 @@ from PIL import Image
 from converters.to_detectron2 import Layout, arrays, prepared
 from engines.contract import Job, write_job
 from engines.launch import measure
-from tests.engines.children import backbone, check_proofs, logged, program, runs
-from zoo.files import CONFIGS, ROOT, sha256_file
+from tests.engines.children import (
+    backbone,
+    check_proofs,
+    check_ranks,
+    logged,
+    program,
+    runs,
+    stopped_twice,
+    stored,
+    watched,
+)
+from zoo.files import CONFIGS, sha256_file
 from zoo.native import laid_over, resolved
 from zoo.transforms import IMAGENET_PIXELS
 
 pytestmark = pytest.mark.slow  # children that import detectron2
 
 CLASSES = ["dark", "light"]
-ITERATIONS = 6
+ITERATIONS = 8
 COUNTER = ".num_batches_tracked"
 
-# The backbone's names as detectron2's own models have them.
+# The backbone's names as detectron2's own models have them, and batches as its own grouping forms them.
 LIBRARY = """
 import json, sys
 from engines import detectron2 as engine
@@ -50,12 +57,13 @@ for path in sys.argv[1:]:
     ours.merge_from_other_cfg(CfgNode(resolved(Path(path))))
     ours.MODEL.DEVICE, ours.MODEL.RESNETS.DEPTH = "cpu", 50
     assert ours == cfg, "our merged file is not what detectron2 reads"
-import tempfile
-folder = Path(tempfile.mkdtemp())
-assert engine.begins_at(folder) == 0
-for text, begin in (("model_0000019.pth", 20), ("model_final.pth", 0), ("", 0)):
-    (folder / "last_checkpoint").write_text(text)
-    assert engine.begins_at(folder) == begin, text
+from itertools import islice
+from detectron2.data.common import AspectRatioGroupedDataset
+wide = [index % 3 > 0 for index in range(11)]
+ours = islice(engine.grouped(engine.shuffled(11, 0, 1, 2, 0), wide, 4), 400)
+stream = ({"width": 1 + wide[index], "height": 1, "at": (at, index)} for at, index in engine.shuffled(11, 0, 1, 2, 0))
+theirs = islice(AspectRatioGroupedDataset(stream, 4), 100)
+assert list(ours) == [image["at"] for batch in theirs for image in batch]
 print(json.dumps(names))
 """
 
@@ -71,6 +79,7 @@ def small_config() -> dict[str, Any]:
         MODEL={"ROI_HEADS": {"NUM_CLASSES": 2, "BATCH_SIZE_PER_IMAGE": 8}, "RPN": {"POST_NMS_TOPK_TEST": 5}},
         INPUT={"MIN_SIZE_TRAIN": [40, 48], "MIN_SIZE_TEST": 48},
         SOLVER={"IMS_PER_BATCH": 2, "MAX_ITER": ITERATIONS, "STEPS": [4], "CHECKPOINT_PERIOD": 2, "BASE_LR": 0.001},
+        TEST={"PRECISE_BN": {"ENABLED": True, "NUM_ITER": 3}},
     )
 
 
@@ -140,52 +149,61 @@ def test_weights_arrive_whole_in_c4_and_in_a_pyramid(tmp_path: Path) -> None:
         check_proofs(json.loads((tmp_path / place / "measurement.json").read_text())["proofs"], tensors)
 
 
-def test_trains_and_measures(tmp_path: Path, job: Job) -> None:
-    """In a folder that a kill left between opening the file of the last checkpoint's name and writing it."""
-    write_job(tmp_path, job)
-    (tmp_path / "last_checkpoint").write_text("")
-    (tmp_path / "model_0000001.pth").write_bytes(b"torn")
-    measurement, found = measure("detectron2", tmp_path)
-    check_detections(measurement, found)
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, job: Job) -> Path:
+    """The job's folder after a training in one go.
+
+    It began in what a kill left between opening the file of the last checkpoint's name and writing it.
+    """
+    folder = tmp_path_factory.mktemp("straight")
+    write_job(folder, job)
+    (folder / "last_checkpoint").write_text("")
+    (folder / "model_0000001.pth").write_bytes(b"torn")
+    measure("detectron2", folder)
+    return folder
+
+
+def test_trains_and_measures(straight: Path) -> None:
+    measurement = json.loads((straight / "measurement.json").read_text())
+    with np.load(straight / "arrays.npz") as found:
+        check_detections(measurement, dict(found))
     check_proofs(measurement["proofs"], 100)
     assert (measurement["steps"], measurement["resumed_at"]) == (ITERATIONS, 0)
     assert measurement["engine"]["detectron2"] == "0.6"
-    lines = logged(tmp_path)
+    lines = logged(straight)
     assert lines[-1]["iteration"] == ITERATIONS - 1 and {"total_loss", "lr"} <= set(lines[0])
-    assert len(list(tmp_path.glob("events.*"))) == 1
-    assert [path.name for path in tmp_path.glob("*.pth")] == ["model_final.pth"]
+    assert len(list(straight.glob("events.*"))) == 1
+    assert [path.name for path in straight.glob("*.pth")] == ["model_final.pth"]
 
 
-def test_goes_on_after_a_kill(tmp_path: Path, job: Job) -> None:
-    config = laid_over(job.config, {"SOLVER": {"MAX_ITER": 12}})
-    write_job(tmp_path, replace(job, config=config))
-    with (tmp_path / "stderr").open("w") as stream:
-        command = [sys.executable, "-m", "engines.detectron2", str(tmp_path)]
-        child = subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=stream)
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "last_checkpoint").exists() and time.monotonic() < deadline:
-            time.sleep(0.005)
-        child.send_signal(signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL, (tmp_path / "stderr").read_text()
+def test_goes_on_after_a_kill_with_the_same_bits(tmp_path: Path, job: Job, straight: Path) -> None:
+    """Killed, then asked to stop between two checkpoints, then finished with other loader processes."""
+    write_job(tmp_path, job)
+    assert stopped_twice("detectron2", tmp_path) == [-signal.SIGKILL, 130]
     assert not (tmp_path / "measurement.json").exists()
     (tmp_path / "model_0000011.pth").write_bytes(b"torn")  # as if the kill had come while it was written
+    write_job(tmp_path, replace(job, workers=2))
     measurement, found = measure("detectron2", tmp_path)
     check_detections(measurement, found)
-    assert measurement["steps"] == 12 and 0 < measurement["resumed_at"] < 12
+    assert measurement["steps"] == ITERATIONS and 2 < measurement["resumed_at"] < ITERATIONS
     iterations = [line["iteration"] for line in logged(tmp_path)]
-    assert iterations == sorted(set(iterations)) and iterations[-1] == 11
-    assert [path.name for path in tmp_path.glob("*.pth")] == ["model_final.pth"]
+    assert iterations == sorted(set(iterations)) and iterations[-1] == ITERATIONS - 1
+    expected = stored(straight)
+    assert stored(tmp_path) == expected and any("momentum_buffer" in place for place in expected)
 
 
-def test_two_processes_hold_the_same_weights(tmp_path: Path, job: Job) -> None:
+def test_two_processes_hold_the_same_weights(tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second process tested images 3 and 4; the first one's weights, tested alone, find the same.
 
     That second run also shows that a finished training is only tested.
     """
     write_job(tmp_path, job)
-    measurement, found = measure("detectron2", tmp_path, procs=2)
+    with monkeypatch.context() as patched:
+        watched("detectron2", tmp_path, patched)
+        measurement, found = measure("detectron2", tmp_path, procs=2)
     check_detections(measurement, found)
     check_proofs(measurement["proofs"], 100)
+    check_ranks(tmp_path, measurement, batch=2, lr=0.001, first=0.001 * 0.001)  # warm-up
     write_job(tmp_path, job)
     alone, found_alone = measure("detectron2", tmp_path)
     assert alone["resumed_at"] == ITERATIONS and alone["proofs"] == measurement["proofs"]
@@ -224,6 +242,7 @@ def wrong_jobs(folder: Path, job: Job) -> dict[str, Job]:
         "depth": overlaid(MODEL={"RESNETS": {"DEPTH": 34}}),
         "unknown_key": configured(SOLVER={"BASE_RATE": 1.0}),
         "classes": configured(MODEL={"ROI_HEADS": {"NUM_CLASSES": 9}}),
+        "sampler": configured(DATALOADER={"SAMPLER_TRAIN": "RepeatFactorTrainingSampler"}),
         "foreign": replace(job, task="check", weights=str(foreign), weights_sha256=sha256_file(foreign)),
         "diverges": configured(SOLVER={"BASE_LR": 1e12, "WARMUP_ITERS": 0}),
     }
@@ -244,6 +263,7 @@ def test_refusals(tmp_path: Path, job: Job) -> None:
         "depth": "part of the backbone, but not from the checkpoint",
         "unknown_key": "detectron2 does not know this configuration: ",
         "classes": "MODEL.ROI_HEADS.NUM_CLASSES is 9, the data has 2",
+        "sampler": "DATALOADER.SAMPLER_TRAIN: expected TrainingSampler, found RepeatFactorTrainingSampler",
         "foreign": "is not allowed: expected numpy arrays",
         "diverges": "Lower SOLVER.BASE_LR",
     }

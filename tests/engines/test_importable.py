@@ -54,10 +54,19 @@ def test_an_engine_that_hangs_is_given_up(python: Path, monkeypatch: pytest.Monk
 
 def test_an_engine_that_is_not_here_is_not_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
-    monkeypatch.setattr("engines.launch.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("engines.launch.installed", dict.fromkeys)
     found = ask("mmseg")
     assert found["error"].endswith("(missing: mmseg, mmcv, mmengine)") and not found["broken"]
     assert found["fix"].startswith("pip install -r requirements-mmseg.txt, or name")
+
+
+def test_an_engine_of_another_version_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    versions = {"mmseg": ["1.4.0"], "mmcv": ["2.1.0"], "mmengine": ["0.9"]}
+    monkeypatch.setattr("engines.launch.installed", lambda asked: versions)
+    found = ask("mmseg")
+    assert found["error"].endswith("(expected mmcv 2.3, found 2.1.0; expected mmengine 0.10, found 0.9)")
+    assert found["fix"].startswith("pip install -r requirements-mmseg.txt, or name another interpreter")
 
 
 def test_an_interpreter_that_is_none_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,19 @@
 
 import json
 import os
+import re
 import stat
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from engines import launch
-from engines.launch import interpreter, measure
+from engines.installed import installed
+from engines.launch import Name, interpreter, measure
 from zoo.errors import NonFiniteError, ZooError
+from zoo.files import ROOT
 
 
 def test_the_engines_are_here() -> None:
@@ -18,12 +22,57 @@ def test_the_engines_are_here() -> None:
 
 
 def test_a_missing_engine_is_named_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None if name == "mmseg" else object())
+    here = {package: ["0.6"] for package in launch.ENGINES["detectron2"].packages}
+    monkeypatch.setattr(launch, "installed", lambda asked: {name: here.get(name) for name in asked})
     with pytest.raises(
-        ZooError, match=r"mmseg is not installed in .* \(missing: mmseg\): pip install -r requirements-mms"
+        ZooError,
+        match=r"mmseg is not installed in .* \(missing: mmseg, mmcv, mmengine\): pip install -r requirements-mms",
     ):
         interpreter("mmseg")
     interpreter("detectron2")
+
+
+def test_packages_are_found_without_importing_them() -> None:
+    asked = {"json": (), "torch": ("no-such-distribution", "torch"), "no_such_module": ("torch",)}
+    assert installed(asked) == {"json": [], "torch": [version("torch")], "no_such_module": None}
+
+
+@pytest.mark.parametrize("name", ["detectron2", "mmseg"])
+def test_the_releases_are_those_the_requirements_pin(name: Name) -> None:
+    pinned = dict(re.findall(r"^([\w-]+)==(\d+\.\d+)", (ROOT / f"requirements-{name}.txt").read_text(), re.MULTILINE))
+    releases = launch.ENGINES[name].releases.values()
+    assert pinned == {next(title for title in titles if title in pinned): release for release, titles in releases}
+
+
+def answering(path: Path, **found: list[str] | None) -> str:
+    """An interpreter with these packages, as it answers when it is asked."""
+    return program(path, f"print({json.dumps(found)!r})")
+
+
+OTHER_VERSIONS = {
+    "0.6": (["0.6"], None),
+    "a build of it": (["0.6+cu111"], None),
+    "a patch": (["0.6.1"], None),
+    "both names": (["0.6", "0.6.3"], None),
+    "older": (["0.5"], "expected detectron2 0.6, found 0.5"),
+    "newer": (["0.60"], "expected detectron2 0.6, found 0.60"),
+    "one of two": (["0.5", "0.6"], "expected detectron2 0.6, found 0.5 and 0.6"),
+    "unknown": ([], "expected detectron2 0.6, found no version of it"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_VERSIONS)
+def test_an_engine_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    versions, words = OTHER_VERSIONS[case]
+    monkeypatch.setattr(launch, "installed", lambda asked: {name: versions for name in asked})
+    if words is None:
+        assert interpreter("detectron2") == sys.executable
+        return
+    fix = (
+        "pip install --no-deps --no-build-isolation -r requirements-detectron2.txt, or name another interpreter in ZOO"
+    )
+    with pytest.raises(ZooError, match=rf"detectron2 is another version in .*python.* \({words}\): {fix}"):
+        interpreter("detectron2")
 
 
 def program(path: Path, text: str) -> str:
@@ -36,14 +85,23 @@ def test_another_interpreter_is_asked_for_its_packages(tmp_path: Path, monkeypat
     monkeypatch.setenv("ZOO_DETECTION_PYTHON", "no-such-python")
     with pytest.raises(ZooError, match="ZOO_DETECTION_PYTHON: expected a Python interpreter, found 'no-such-python'"):
         interpreter("detectron2")
-    monkeypatch.setenv("ZOO_DETECTION_PYTHON", program(tmp_path / "bare", "print('detectron2')"))
+    rest: dict[str, list[str] | None] = {"torchvision": [], "pycocotools": []}
+    monkeypatch.setenv("ZOO_DETECTION_PYTHON", answering(tmp_path / "bare", detectron2=None, **rest))
     with pytest.raises(ZooError, match=r"detectron2 is not installed in .*bare \(missing: detectron2\)"):
         interpreter("detectron2")
     monkeypatch.setenv("ZOO_DETECTION_PYTHON", program(tmp_path / "broken", "raise SystemExit('no libpython')"))
     with pytest.raises(ZooError, match="is no working Python: no libpython"):
         interpreter("detectron2")
-    monkeypatch.setenv("ZOO_DETECTION_PYTHON", program(tmp_path / "good", ""))
+    monkeypatch.setenv("ZOO_DETECTION_PYTHON", program(tmp_path / "mute", ""))
+    with pytest.raises(ZooError, match="is no working Python: it gave no answer"):
+        interpreter("detectron2")
+    monkeypatch.setenv("ZOO_DETECTION_PYTHON", answering(tmp_path / "old", detectron2=["0.5"], **rest))
+    with pytest.raises(ZooError, match=r"another version in .*old \(expected detectron2 0.6, found 0.5\)"):
+        interpreter("detectron2")
+    monkeypatch.setenv("ZOO_DETECTION_PYTHON", answering(tmp_path / "good", detectron2=["0.6"], **rest))
     assert interpreter("detectron2") == str(tmp_path / "good")
+    monkeypatch.setenv("ZOO_DETECTION_PYTHON", sys.executable)  # asked in earnest
+    assert interpreter("detectron2") == sys.executable
 
 
 @pytest.fixture

@@ -5,9 +5,6 @@ Nothing of it is imported here, as its imports warn. Where its own functions are
 
 import json
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,16 +18,28 @@ from PIL import Image
 from converters.to_mmseg import prepared
 from engines.contract import Job, Weights, write_job
 from engines.launch import measure
-from tests.engines.children import backbone, check_proofs, logged, program, runs
+from tests.engines.children import (
+    backbone,
+    check_proofs,
+    check_ranks,
+    logged,
+    program,
+    runs,
+    stopped_twice,
+    stored,
+    watched,
+)
 from zoo.backbone import COUNTER, Backbone
-from zoo.files import CONFIGS, ROOT, sha256_file
+from zoo.cityscapes import LABELS
+from zoo.files import CONFIGS, sha256_file
 from zoo.native import resolved
 from zoo.transforms import IMAGENET_PIXELS
 
 pytestmark = pytest.mark.slow  # children that import mmseg
 
 CLASSES = ["background", "left", "right"]
-ITERATIONS = 6
+ITERATIONS = 8
+IDS = np.resize(np.arange(34, dtype=np.uint8), (64, 128))
 
 LIBRARY = """
 import json
@@ -52,7 +61,46 @@ matrix = confusion_matrix(labels[known], predicted[known], labels=range(5))
 assert (intersect == matrix.diagonal()).all(), (intersect, matrix)
 assert (of_prediction == matrix.sum(0)).all() and (of_label == matrix.sum(1)).all()
 assert (union == matrix.sum(0) + matrix.sum(1) - matrix.diagonal()).all()
-print(json.dumps(names))
+"""
+
+SLIDING = """
+import sys
+from pathlib import Path
+from mmseg.utils import register_all_modules
+register_all_modules(init_default_scope=True)
+from zoo.files import CONFIGS
+from zoo.native import resolved
+config = mmseg._tuples(resolved(CONFIGS / "engines/mmseg/mini_cityscapes_fcn_d8.yaml"))
+config["model"]["backbone"] |= {"depth": 18, "norm_cfg": {"type": "BN"}}
+for head, width in (("decode_head", 512), ("auxiliary_head", 256)):
+    config["model"][head] |= {"in_channels": width, "channels": 16, "norm_cfg": {"type": "BN"}}
+torch.manual_seed(0)
+model = mmseg.MODELS.build(mmseg.ConfigDict(config["model"])).eval()
+folder = Path(sys.argv[1])
+data = dict(config["test_dataloader"]["dataset"], type="ListedImages", ann_file=str(folder / "list.json"),
+            test_mode=True, metainfo={"classes": range(19)})
+data["pipeline"] = [dict(s, type="LoadLabels", num_classes=19) if s["type"] == "LoadAnnotations" else s
+                    for s in data["pipeline"]]
+sample = mmseg.DATASETS.build(data)[0]
+with torch.no_grad():
+    (found,) = model.test_step({"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]})
+    pixels = model.data_preprocessor({"inputs": [sample["inputs"]]})["inputs"]
+    assert pixels.shape[2:] == (65, 129)  # the picture's 64 x 128 by the scale (129, 65)
+    total, windows = torch.zeros(1, 19, 65, 129), torch.zeros(65, 129)
+    for top in (0, 16):  # every 33 pixels, the last one moved back to end with the picture
+        for left in (0, 33, 66, 80):
+            window = pixels[:, :, top : top + 49, left : left + 49]
+            logits = torch.nn.functional.interpolate(
+                model.decode_head(model.backbone(window)), (49, 49), mode="bilinear", align_corners=True)
+            total[:, :, top : top + 49, left : left + 49] += logits
+            windows[top : top + 49, left : left + 49] += 1
+    expected = torch.nn.functional.interpolate(total / windows, (64, 128), mode="bilinear", align_corners=True)[0]
+    whole = model.whole_inference(pixels, [{"img_shape": (65, 129), "ori_shape": (64, 128)}])
+assert windows.min() == 1 and windows.max() == 6  # 3 x 2
+difference = (found.seg_logits.data - expected).abs().max().item()
+assert (found.pred_sem_seg.data[0] == expected.argmax(0)).float().mean() > 0.999
+print(json.dumps({"names": names, "difference": difference, "from_whole": (whole - total / windows).abs().max().item(),
+                  "labels": found.gt_sem_seg.data[0].tolist()}))
 """
 
 
@@ -74,9 +122,9 @@ def draw_images(folder: Path, count: int) -> list[dict[str, str]]:
     return listed
 
 
-def small_config() -> dict[str, Any]:
-    """The mini configuration, smaller."""
-    config = resolved(CONFIGS / "engines/mmseg/mini_fcn_d8.yaml")
+def small_config(of: str = "mini_fcn_d8") -> dict[str, Any]:
+    """A mini configuration, smaller."""
+    config = resolved(CONFIGS / f"engines/mmseg/{of}.yaml")
     config["model"]["data_preprocessor"]["size"] = [32, 32]
     for head in ("decode_head", "auxiliary_head"):
         config["model"][head]["num_classes"] = len(CLASSES)
@@ -123,65 +171,90 @@ def check_areas(measurement: dict[str, Any], found: dict[str, np.ndarray]) -> No
     assert (found["union"] == found["predicted"] + found["labelled"] - found["intersect"]).all()
 
 
-def test_names_and_areas_are_the_library_s() -> None:
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a child that imports mmseg says of it, and of a picture with every one of Cityscapes' ids."""
+    folder = tmp_path_factory.mktemp("library")
+    image, labels = folder / "a_leftImg8bit.png", folder / "a_gtFine_labelIds.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 128, 3), np.uint8)).save(image)
+    Image.fromarray(IDS).save(labels)
+    (folder / "list.json").write_text(json.dumps([{"img_path": str(image), "seg_map_path": str(labels)}]))
+    return program(LIBRARY + SLIDING, str(folder))
+
+
+def test_names_and_areas_are_the_library_s(library: dict[str, Any]) -> None:
     """mmseg's own ResNets have the canonical tensors; its areas are those of scikit-learn's confusion matrix."""
-    names = program(LIBRARY)
+    names = library["names"]
     assert [len(names[arch]) for arch in ("resnet18", "resnet34", "resnet50")] == [120, 216, 318]
     assert sum(not name.endswith(COUNTER) for name in names["resnet50"]) == 265
     for arch, shapes in names.items():
         assert shapes == {name: list(tensor.shape) for name, tensor in Backbone(arch).state_dict().items()}
 
 
-def test_trains_and_measures(tmp_path: Path, job: Job) -> None:
-    write_job(tmp_path, job)
-    measurement, found = measure("mmseg", tmp_path)
-    check_areas(measurement, found)
+def test_a_sliding_test_averages_the_logits_of_its_windows(library: dict[str, Any]) -> None:
+    """Written out by hand for Cityscapes' small form: eight windows, overlapping. Its labelIds arrive as trainIds."""
+    assert library["difference"] < 1e-5 < 0.01 < library["from_whole"]
+    assert library["labels"] == np.array([label.train_id for label in LABELS])[IDS].tolist()
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, job: Job) -> Path:
+    """The job's folder after a training in one go."""
+    folder = tmp_path_factory.mktemp("straight")
+    write_job(folder, job)
+    measure("mmseg", folder)
+    return folder
+
+
+def test_trains_and_measures(straight: Path) -> None:
+    measurement = json.loads((straight / "measurement.json").read_text())
+    with np.load(straight / "arrays.npz") as found:
+        check_areas(measurement, dict(found))
     check_proofs(measurement["proofs"], 120)
     assert (measurement["steps"], measurement["resumed_at"]) == (ITERATIONS, 0)
     assert set(measurement["engine"]) == {"mmseg", "mmcv", "mmengine", "torch"}
-    lines = logged(tmp_path)
+    lines = logged(straight)
     assert [line["iteration"] for line in lines] == list(range(ITERATIONS))
     assert {"loss", "lr", "time", "decode.loss_ce", "aux.loss_ce"} <= set(lines[0])
     rate = [1e-4 + (0.01 - 1e-4) * (1 - step / (ITERATIONS - 1)) ** 0.9 for step in range(ITERATIONS)]
     assert [line["lr"] for line in lines] == pytest.approx(rate)
-    assert len(list(tmp_path.glob("events.*"))) == 1
-    assert [path.name for path in tmp_path.rglob("*.pth")] == [f"iter_{ITERATIONS}.pth"]
-    torch.load(tmp_path / f"iter_{ITERATIONS}.pth", weights_only=True)  # with nothing allowed but tensors
-    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert len(list(straight.glob("events.*"))) == 1
+    assert [path.name for path in straight.rglob("*.pth")] == [f"iter_{ITERATIONS}.pth"]
+    torch.load(straight / f"iter_{ITERATIONS}.pth", weights_only=True)  # with nothing allowed but tensors
+    assert not [path for path in straight.iterdir() if path.is_dir()]
 
 
-def test_goes_on_after_a_kill(tmp_path: Path, job: Job) -> None:
-    config = json.loads(json.dumps(job.config))
-    config["train_cfg"]["max_iters"] = config["param_scheduler"][0]["end"] = 10
-    write_job(tmp_path, replace(job, config=config))
-    with (tmp_path / "stderr").open("w") as stream:
-        command = [sys.executable, "-m", "engines.mmseg", str(tmp_path)]
-        child = subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=stream)
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "last_checkpoint").exists() and time.monotonic() < deadline:
-            time.sleep(0.005)
-        child.send_signal(signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL, (tmp_path / "stderr").read_text()
+def test_goes_on_after_a_kill_with_the_same_bits(tmp_path: Path, job: Job, straight: Path) -> None:
+    """Killed, then asked to stop between two checkpoints, then finished with other loader processes."""
+    write_job(tmp_path, job)
+    assert stopped_twice("mmseg", tmp_path) == [-signal.SIGKILL, 130]
     assert not (tmp_path / "measurement.json").exists()
-    whole = max(tmp_path.glob("iter_*.pth"), key=lambda path: path.stat().st_mtime_ns)
+    (whole,) = tmp_path.glob("iter_*.pth")
     torn = tmp_path / "iter_9.pth"  # as if the kill had come while it was written
     torn.write_bytes(whole.read_bytes()[:-1000])
+    write_job(tmp_path, replace(job, workers=2))
     measurement, found = measure("mmseg", tmp_path)
     check_areas(measurement, found)
-    assert measurement["steps"] == 10 and 0 < measurement["resumed_at"] < 9
-    assert [line["iteration"] for line in logged(tmp_path)] == list(range(10))
-    assert [path.name for path in tmp_path.glob("*.pth")] == ["iter_10.pth"]
+    assert measurement["steps"] == ITERATIONS and 2 < measurement["resumed_at"] < ITERATIONS
+    assert [line["loss"] for line in logged(tmp_path)] == [line["loss"] for line in logged(straight)]
+    expected = stored(straight)
+    assert stored(tmp_path) == expected and any("momentum_buffer" in place for place in expected)
 
 
-def test_two_processes_hold_the_same_weights(tmp_path: Path, job: Job) -> None:
+def test_two_processes_hold_the_same_weights(tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second process tested images 1 and 3; the first one's weights, tested alone, give the same areas.
 
-    That second run also shows that a finished training is only tested.
+    That second run also shows that a finished training is only tested. Trained and tested as on Cityscapes, sliding.
     """
+    job = replace(job, config=small_config("mini_cityscapes_fcn_d8"))
+    job.config["model"]["test_cfg"] |= {"crop_size": [32, 32], "stride": [21, 21]}
     write_job(tmp_path, job)
-    measurement, found = measure("mmseg", tmp_path, procs=2)
+    with monkeypatch.context() as patched:
+        watched("mmseg", tmp_path, patched)
+        measurement, found = measure("mmseg", tmp_path, procs=2)
     check_areas(measurement, found)
     check_proofs(measurement["proofs"], 120)
+    check_ranks(tmp_path, measurement, batch=4, lr=0.01, first=0.01)
     write_job(tmp_path, job)
     alone, found_alone = measure("mmseg", tmp_path)
     assert alone["resumed_at"] == ITERATIONS and alone["proofs"] == measurement["proofs"]
@@ -189,6 +262,15 @@ def test_two_processes_hold_the_same_weights(tmp_path: Path, job: Job) -> None:
     for name, values in found.items():
         assert np.array_equal(values, found_alone[name]), name
     assert len(logged(tmp_path)) == ITERATIONS
+
+
+def wrong_labels(folder: Path) -> Path:
+    """A list of images whose label maps hold a number that is no class: what the look at a sample may have missed."""
+    listed = draw_images(folder / "wrong", 4)
+    for image in listed:
+        Image.new("L", (64, 48), 20).save(image["seg_map_path"])
+    (folder / "wrong.json").write_text(json.dumps(listed))
+    return folder / "wrong.json"
 
 
 def wrong_jobs(folder: Path, job: Job) -> dict[str, Job]:
@@ -219,6 +301,8 @@ def wrong_jobs(folder: Path, job: Job) -> dict[str, Job]:
         "typing_error": configured(lambda config: config["model"]["backbone"].update(dilation=[1, 1, 2, 4])),
         "unknown_part": configured(lambda config: config.update(val_cfg={})),
         "classes": configured(lambda config: config["model"]["decode_head"].update(num_classes=9), "measure"),
+        "order": configured(lambda config: config["train_dataloader"]["sampler"].update(shuffle=False), "measure"),
+        "option": configured(lambda config: config["train_dataloader"].update(drop_last=True), "measure"),
         "no_layer4": replace(
             job,
             task="check",
@@ -226,6 +310,7 @@ def wrong_jobs(folder: Path, job: Job) -> dict[str, Job]:
             weights_sha256=sha256_file(folder / "no_layer4.pth"),
         ),
         "edited": replace(job, weights=str(edited), weights_sha256=whole.weights_sha256),
+        "label": replace(job, workers=1, train=str(wrong_labels(folder))),
         "diverges": configured(lambda config: config["optim_wrapper"]["optimizer"].update(lr=1e12), "measure"),
     }
 
@@ -256,11 +341,15 @@ def test_refusals(tmp_path: Path, job: Job) -> None:
         "typing_error": "unexpected keyword argument 'dilation'",
         "unknown_part": "unknown val_cfg; expected only",
         "classes": "model.decode_head.num_classes is 9, the data has 3",
+        "order": "train_dataloader.sampler: expected a shuffled InfiniteSampler, found",
+        "option": "train_dataloader: expected batch_size, sampler and dataset, found batch_size, sampler, dataset, ",
         "no_layer4": "backbone.layer4.0.bn1.bias: not the checkpoint's values",
         "edited": "expected sha256",
+        "label": "_labels.png: expected labels 0…2 and 255, found 20; restore the file.",
         "diverges": "Lower optim_wrapper.optimizer.lr",
     }
     assert {name: code for name, (code, _) in said.items()} == dict.fromkeys(jobs, 2) | {"diverges": 4}
     for name, text in expected.items():
         assert text in said[name][1], said[name]
     assert "would stay random" in said["deep_stem"][1]
+    assert "\n" not in said["label"][1] and "Traceback" not in said["label"][1]

@@ -11,7 +11,7 @@ import yaml
 
 from converters.cards import read_published
 from evaluate.benchmarks import load_benchmark
-from evaluate.cells import cell_id, read_cell, resolve, write_cell
+from evaluate.cells import cell_id, identified, read_cell, resolve, write_cell
 from evaluate.job import FeatureSpec, feature_keys
 from evaluate.suite import make_plan
 from zoo import datasets
@@ -127,6 +127,14 @@ def test_overrides_enter_the_settings_and_the_id(own: Path) -> None:
     assert cell.id != ids(own)["tiny_knn"]
     with pytest.raises(ConfigError, match="no key 'settings.temprature'"):
         resolve("tiny_knn", own / "checkpoint", 0, ["settings.temprature=0.2"])
+
+
+def test_an_optional_setting_at_its_default_is_in_no_id() -> None:
+    """So that a setting which came later leaves the ids of what was measured before."""
+    settings = load_benchmark("voc12aug_segmentation_zoo").settings
+    assert identified(settings).keys() == {"train_split", "test_split", "engine_config"}
+    scaled = load_benchmark("voc12aug_segmentation_zoo", ["settings.global_batch=4"]).settings
+    assert identified(scaled) == identified(settings) | {"global_batch": 4}
 
 
 def test_an_unknown_benchmark_names_those_there_are(own: Path) -> None:

@@ -1,10 +1,16 @@
 """From counted pixels to mIoU: as scikit-learn's confusion matrix has it, with nothing undefined."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import confusion_matrix, jaccard_score
 
-from evaluate.segmentation import accuracy, class_iou, mean_iou
+from evaluate import segmentation
+from evaluate.segmentation import accuracy, check_masks, class_iou, mean_iou
+from zoo.datasets import Manifest
+from zoo.errors import DataError
 
 
 def areas(labels: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, np.ndarray]:
@@ -58,3 +64,53 @@ def test_nothing_labelled_is_0_and_not_nan() -> None:
     nothing = {name: np.zeros((2, 3), np.int64) for name in ("intersect", "union", "predicted", "labelled")}
     assert mean_iou(class_iou(nothing["intersect"], nothing["union"])).tolist() == [0.0, 0.0]
     assert accuracy(nothing).tolist() == [0.0, 0.0]
+
+
+def split(root: Path, name: str, count: int) -> Manifest:
+    """`count` images of 6 x 4 pixels with masks of classes 0 and 1."""
+    for index in range(count):
+        Image.new("RGB", (6, 4)).save(root / f"{name}{index}.jpg")
+        Image.fromarray(np.eye(4, 6, dtype=np.uint8)).save(root / f"{name}{index}.png")
+    return Manifest(
+        dataset="pets",
+        split=name,
+        root=root,
+        paths=tuple(f"{name}{index}.jpg" for index in range(count)),
+        labels=np.zeros(0, np.int64),
+        annotations=tuple(f"{name}{index}.png" for index in range(count)),
+        sha256="",
+        folders=(),
+    )
+
+
+def test_wrong_masks_of_both_splits_are_named_together(tmp_path: Path) -> None:
+    splits = {"train": split(tmp_path, "train", 3), "test": split(tmp_path, "test", 2)}
+    check_masks(splits, 2)
+    Image.new("L", (6, 5)).save(tmp_path / "train0.png")
+    Image.new("RGB", (6, 4)).save(tmp_path / "train2.png")
+    Image.new("L", (6, 4), 9).save(tmp_path / "test0.png")
+    (tmp_path / "test1.png").write_bytes(b"no picture")
+    with pytest.raises(DataError) as caught:
+        check_masks(splits, 2)
+    assert str(caught.value).replace(f"{tmp_path}/", "") == (
+        "4 of 5 label maps cannot be used:\n"
+        "  - train0.png: a mask of 6 x 5 pixels, but its picture has 6 x 4; restore the one that is wrong.\n"
+        "  - train2.png: expected a mask of one byte a pixel (grey or palette), found colours; restore the file.\n"
+        "  - test0.png: expected labels 0…1 and 255, found 9; restore the file.\n"
+        "  - test1.png: expected an image, found something PIL cannot identify; replace the file."
+    )
+
+
+def test_all_headers_are_read_but_pixels_of_a_sample_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(segmentation, "READ", 2)
+    monkeypatch.setattr(segmentation, "read_mask", lambda path, num_classes: read.append(path.name))
+    splits = {"train": split(tmp_path, "train", 5)}
+    check_masks(splits, 2)
+    first = list(read)
+    check_masks(splits, 2)
+    assert len(first) == 2 and read == first * 2  # the same ones every time
+    for index in range(5):
+        Image.new("L", (7, 4)).save(tmp_path / f"train{index}.png")
+    with pytest.raises(DataError, match="5 of 5 label maps cannot be used"):
+        check_masks(splits, 2)

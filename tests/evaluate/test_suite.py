@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -227,6 +227,18 @@ def test_cells_ids_are_those_that_running_computes(tiny: Path, cards: Path, tmp_
         assert cell is not None and cell.id == cell_id(cell.config, cell.card, cell.datasets, cell.seed)
 
 
+def test_a_benchmark_may_have_seeds_of_its_own(tiny: Path, cards: Path, tmp_path: Path) -> None:
+    """As detection has five trials where the rest has one; a deterministic benchmark still has one cell."""
+    own = {"tiny_linear": [0, 1, 2, 3, 4], "tiny_knn": [0, 1]}
+    plan = planned(tiny, tmp_path, checkpoints=[{"card": str(cards / "*")}], seeds=[7], benchmark_seeds=own)
+    found = {(one.benchmark, one.seed) for one in plan.cells()}
+    assert found == {("tiny_knn", 7), *(("tiny_linear", seed) for seed in range(5))}
+    page = plan.page()
+    assert len(page.cells) == 3 * 6
+    with pytest.raises(ConfigError, match="benchmark_seeds: tiny_lin not among the suite's benchmarks"):
+        planned(tiny, tmp_path, benchmark_seeds={"tiny_lin": [0]})
+
+
 def test_a_missing_engine_skips_its_benchmarks_but_hides_no_result(
     tiny: Path, cards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +262,7 @@ def test_a_missing_engine_skips_its_benchmarks_but_hides_no_result(
 
 class _Absent:
     packages = ("no_such_package",)
+    releases: ClassVar[dict[str, Any]] = {}
     variable = "ZOO_DETECTION_PYTHON"
     hint = "pip install it"
 

@@ -235,6 +235,67 @@ def test_it_equals_the_devkit_in_plain_loops(points: Points, rule: Rule, ties: b
         assert 5 < ap.mean() < 95
 
 
+def mmdets_ap(detections: Detections, truth: GroundTruth, label: int, threshold: float) -> float:
+    """mmdet's matching (tpfp_default) and '11points' as its documentation describes them: loops, one class, percent.
+
+    Image by image, boxes on both sides 0-based; the boxes that count come first, then the difficult ones.
+    """
+    verdicts: list[tuple[float, int, int]] = []  # score, right, wrong: of all images
+    positives = 0
+    for image in range(int(max(detections.image.max(), truth.image.max())) + 1):
+        mine = [k for k in range(len(truth.label)) if truth.image[k] == image and truth.label[k] == label]
+        counted = [truth.box[k] - 1 for k in mine if not truth.difficult[k]]
+        boxes = counted + [truth.box[k] - 1 for k in mine if truth.difficult[k]]
+        positives += len(counted)
+        rows = [k for k in range(len(detections.label)) if detections.image[k] == image]
+        rows = [k for k in rows if detections.label[k] == label]
+        covered = [False] * len(boxes)
+        for row in sorted(rows, key=lambda row: -detections.score[row]):
+            overlaps = [plain_iou((detections.box[row] - 1).tolist(), box.tolist()) for box in boxes]
+            best = int(np.argmax(overlaps)) if overlaps else -1
+            right = wrong = 0
+            if best < 0 or overlaps[best] < threshold:
+                wrong = 1
+            elif best < len(counted):
+                right, wrong = int(not covered[best]), int(covered[best])
+                covered[best] = True
+            verdicts.append((float(detections.score[row]), right, wrong))
+    verdicts.sort(key=lambda verdict: -verdict[0])
+    total, curve, right, wrong = 0.0, [], 0, 0
+    for _, is_right, is_wrong in verdicts:
+        right, wrong = right + is_right, wrong + is_wrong
+        curve.append((right / positives, right / max(right + wrong, np.finfo(np.float32).eps)))
+    for least in np.arange(0, 1 + 1e-3, 0.1):
+        total += max((precision for recall, precision in curve if recall >= least), default=0.0)
+    return 100 * total / 11
+
+
+def test_mmdets_matching_in_plain_loops() -> None:
+    """On whole pixels, so that IoUs are exactly the threshold, and boxes overlapped equally, many times."""
+    differ = 0
+    for seed in range(4):
+        detections, truth = scene(seed, num_images=10)
+        corner = np.random.default_rng(seed).integers(1, 4, (len(truth.label), 2)).astype(np.float32)
+        boxes = np.concatenate([corner, corner + 7], axis=1)  # 8 x 8, shifted by up to 2 pixels
+        truth = GroundTruth(image=truth.image, label=truth.label, box=boxes, difficult=truth.difficult)
+        rows = np.random.default_rng(seed + 9).integers(0, 6, (len(detections.label), 2)).astype(np.float32)
+        box = np.concatenate([rows, rows + 7], axis=1)
+        detections = Detections(image=detections.image, label=detections.label, score=detections.score, box=box)
+        ours = ap_of(detections, truth, points="eleven", rule="at_least", num_classes=3)[0]
+        np.testing.assert_allclose(ours, [mmdets_ap(detections, truth, label, 0.5) for label in range(3)], atol=1e-9)
+        differ += int((ours != ap_of(detections, truth, points="eleven", rule="above", num_classes=3)[0]).any())
+    assert differ == 4
+
+
+def test_of_equally_overlapped_boxes_mmdet_prefers_one_that_is_not_difficult() -> None:
+    truth = annotated((0, 0, 1, (1, 1, 10, 10)), (0, 0, 0, (5, 1, 14, 10)))
+    between = found((0, 0, 0.9, (3, 1, 12, 10)))  # 8 of 12 columns are common with each
+    outcomes = {
+        rule: matches(between, truth, num_classes=1, thresholds=(0.5,), rule=rule).outcome.tolist() for rule in RULES
+    }
+    assert outcomes == {"above": [[-1]], "at_least": [[1]]}
+
+
 @pytest.mark.parametrize("points", POINTS)
 def test_drawing_every_image_equally_often_changes_nothing(points: Points) -> None:
     detections, truth = scene(3, ties=True)

@@ -137,7 +137,7 @@ def write_configs(configs: Path) -> None:
         "epochs": 2,
         "batch_size": 8,
         "collapse": {"below": 0.67, "window": 5, "grace_steps": 1000, "action": "stop"},
-        "save": {"every_steps": 2},
+        "save": {"every_steps": 2, "keep_last": 2, "keep_every_steps": None},
     }
     recipe["views"]["crop"] = 24
     recipe["monitor"] |= {"bank_images": 24, "query_images": 8, "k": 3, "resize": 24, "crop": 24}

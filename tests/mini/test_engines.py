@@ -13,10 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as run_length_masks
 
+from converters.to_detectron2 import prepared
+from engines.contract import Job, write_job
+from evaluate import instances
+from evaluate.benchmarks import load_benchmark
+from evaluate.coco_ap import Detections
 from mini import coco, voc
 from mini.material import CLASS_NAMES, Material, load_material
 from mini.world import build
+from tests.engines.children import backbone
+from zoo.datasets import Manifest
+from zoo.native import laid_over
+from zoo.transforms import IMAGENET_PIXELS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COUNTS = {
@@ -88,6 +98,97 @@ print(json.dumps([
         expected = [[t.label, [t.box[0], t.box[1], t.box[2] - t.box[0], t.box[3] - t.box[1]], 0] for t in alone]
         assert [box for box in boxes if not box[2]] == expected
         assert [box[0] for box in boxes if box[2]] == ([] if entry.crowd is None else [entry.crowd])
+
+
+def test_a_mask_rcnn_is_trained_and_tested_on_coco(world: Path, tmp_path: Path) -> None:
+    """What it is given is detectron2's own list; one object's outline is given as run lengths."""
+    split = {part: _split(world / "coco", part) for part in ("train2017", "val2017")}
+    read = {part: instances.annotations(each, CLASS_NAMES) for part, each in split.items()}
+    config = load_benchmark("mini_coco_instances").settings
+    native = laid_over(
+        config.engine_config,
+        {
+            "MODEL": {"ROI_HEADS": {"SCORE_THRESH_TEST": 0.0}, "RPN": {"POST_NMS_TOPK_TEST": 8}},
+            "INPUT": {"MIN_SIZE_TRAIN": [48], "MIN_SIZE_TEST": 48},
+            "SOLVER": {"IMS_PER_BATCH": 2, "MAX_ITER": 2, "STEPS": [1], "BASE_LR": 0.001},
+            "TEST": {"DETECTIONS_PER_IMAGE": 5},
+        },
+    )
+    train = instances.training_images(split["train2017"], read["train2017"], config)
+    given = json.loads(json.dumps(train))
+    crowd = next(each for image in read["train2017"] for each in image.objects if each.crowd)
+    size = (train[0]["height"], train[0]["width"])
+    outline: Any = run_length_masks.merge(
+        run_length_masks.frPyObjects(train[0]["annotations"][0]["segmentation"], *size)
+    )
+    train[0]["annotations"][0]["segmentation"] = outline | {"counts": outline["counts"].decode()}
+    for role, listed in (("train", train), ("test", instances.images(split["val2017"], read["val2017"]))):
+        (tmp_path / f"{role}.json").write_text(json.dumps(listed))
+    weights = prepared(tmp_path, backbone("resnet18"), "resnet18", IMAGENET_PIXELS, "fpn")
+    files: dict[str, Any] = {role: str(tmp_path / f"{role}.json") for role in ("train", "test")}
+    job: dict[str, Any] = {
+        "task": "measure",
+        "config": native,
+        "device": "cpu",
+        "seed": 0,
+        "workers": 0,
+        "classes": list(CLASS_NAMES),
+    }
+    write_job(tmp_path, Job(**vars(weights), **job, **files))
+    theirs = run_in_child(
+        """
+import json, sys
+from pathlib import Path
+from engines import detectron2 as engine
+from engines.contract import read_job
+from detectron2.data.build import filter_images_with_only_crowd_annotations
+from detectron2.data.datasets.coco import load_coco_json
+from detectron2.structures import BoxMode
+root, folder = sys.argv[1].split("|")
+listed = load_coco_json(f"{root}/coco/annotations/instances_train2017.json", f"{root}/coco/train2017", "small_coco")
+listed = filter_images_with_only_crowd_annotations(listed)
+for image in listed:
+    image["annotations"] = [
+        {
+            "category_id": each["category_id"], "segmentation": each["segmentation"],
+            "bbox": BoxMode.convert(each["bbox"], each["bbox_mode"], BoxMode.XYXY_ABS),
+        }
+        for each in image["annotations"] if not each["iscrowd"]
+    ]
+    del image["image_id"]
+engine.run(Path(folder), read_job(Path(folder)))
+print(json.dumps(listed))
+""",
+        Path(f"{world}|{tmp_path}"),
+    )
+    assert crowd and [{k: v for k, v in image.items() if k != "image_id"} for image in given] == theirs
+    assert "loss_mask" in json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    with np.load(tmp_path / "arrays.npz", allow_pickle=False) as stored:
+        found = Detections(**{name: stored[name] for name in stored.files})
+    assert len(found.mask_offsets) == len(found.score) + 1 > 10 and found.mask_offsets[-1] == len(found.mask_counts)
+    for row, index in enumerate(found.image):
+        image = read["val2017"][index]
+        packed: Any = {"size": [image.height, image.width], "counts": found.mask(row)}
+        x, y, width, height = run_length_masks.toBbox(packed)
+        low, high = found.box[row][:2], found.box[row][2:]
+        assert width == 0 or ((low - 1 <= (x, y)).all() and ((x + width, y + height) <= high + 1).all())
+    metrics, replicates, _ = instances.scored(found, read["val2017"], split["val2017"], len(CLASS_NAMES))
+    assert len(metrics) == 6 and all(np.isfinite(values).all() for values in replicates.values())
+
+
+def _split(root: Path, part: str) -> Manifest:
+    """A manifest of the small world's COCO, which has fewer images here than `mini_coco`."""
+    names = tuple(sorted(path.name for path in (root / part).iterdir()))
+    return Manifest(
+        dataset="mini_coco",
+        split=part,
+        root=root,
+        paths=tuple(f"{part}/{name}" for name in names),
+        labels=np.empty(0, np.int64),
+        annotations=(f"annotations/instances_{part}.json",) * len(names),
+        sha256="ab" * 32,
+        folders=(),
+    )
 
 
 def test_mmsegmentation_reads_the_masks(world: Path) -> None:

@@ -28,7 +28,11 @@ RECIPE: dict[str, Any] = {
         "name": "simsiam",
         "projector_dim": 32,
         "predictor_dim": 8,
+        "predictor": "mlp",
         "predictor_lr": "constant",
+        "head_norm": "default",
+        "similarity": "cosine",
+        "symmetry": "symmetric",
         "stop_gradient": True,
     },
     "arch": "resnet18",
@@ -45,6 +49,7 @@ RECIPE: dict[str, Any] = {
         "blur_sigma": [0.1, 2.0],
         "blur_probability": 0.5,
         "flip_probability": 0.5,
+        "photometric": "pil",
     },
     "epochs": 2,
     "batch_size": 8,
@@ -52,7 +57,13 @@ RECIPE: dict[str, Any] = {
     "warmup_epochs": 0,
     "momentum": 0.9,
     "weight_decay": 1e-4,
-    "precision": "fp32",
+    "arithmetic": {
+        "precision": "fp32",
+        "channels_last": False,
+        "compile": False,
+        "fused_sgd": False,
+        "accumulate": 1,
+    },
     "monitor": {
         "every_epochs": 1,
         "bank_split": "train",
@@ -64,7 +75,8 @@ RECIPE: dict[str, Any] = {
         "crop": 24,
     },
     "collapse": {"below": 0.7, "window": 5, "grace_steps": 1000, "action": "stop"},
-    "save": {"every_steps": 2},
+    "save": {"every_steps": 2, "keep_last": 2, "keep_every_steps": None},
+    "bad_images": "stop",
 }
 TRAIN, VAL, CLASSES = 43, 8, 2  # 43: five batches of 8, and three images left over
 
@@ -77,7 +89,7 @@ class Tiny:
     env: dict[str, str] = field(default_factory=dict)
 
     def config(self, **changes: Any) -> PretrainConfig:
-        return validate(_tuples(self.recipe(**changes)), PretrainConfig, where="test recipe")
+        return validate(tuples(self.recipe(**changes)), PretrainConfig, where="test recipe")
 
     def recipe(self, **changes: Any) -> dict[str, Any]:
         """RECIPE with top-level values replaced; mappings are merged."""
@@ -109,10 +121,10 @@ class Tiny:
         return process.returncode, errors
 
 
-def _tuples(value: Any) -> Any:
+def tuples(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+        return {key: tuples(item) for key, item in value.items()}
+    return tuple(tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def draw_images(folder: Path, count: int, label: int) -> None:
@@ -144,7 +156,8 @@ def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "configs" / "datasets" / "tiny.yaml").write_text(yaml.safe_dump(dataset))
     (folder / "data.yaml").write_text(f"tiny: {folder / 'data'}\n")
     (folder / "site").mkdir()
-    patch = f"import pathlib, zoo.files\nzoo.files.CONFIGS = pathlib.Path({str(folder / 'configs')!r})\n"
+    patch = f"import os, pathlib, zoo.files\nzoo.files.CONFIGS = pathlib.Path({str(folder / 'configs')!r})\n"
+    patch += "os.fsync = lambda descriptor: None\n"
     (folder / "site" / "sitecustomize.py").write_text(patch)
     return folder
 
@@ -170,6 +183,8 @@ def tiny(tiny_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(datasets, "CONFIGS", tiny_files / "configs")
+    # a killed process loses nothing that it has written; only a power cut does, and states of 90 MB take the disk long
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     datasets.manifest.cache_clear()
     yield Tiny(folder=tmp_path, env={**env, "PYTHONPATH": f"{tiny_files / 'site'}{os.pathsep}{ROOT}"})
     datasets.manifest.cache_clear()

@@ -3,10 +3,19 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from pretrain.monitor import CollapseWatch, knn_top1, monitor_indices, reduce_step
+from pretrain.monitor import (
+    CollapseWatch,
+    StepValues,
+    effective_rank,
+    gradient_norm,
+    knn_top1,
+    monitor_indices,
+    reduce_step,
+)
 from pretrain.session import build_model
 from zoo.datasets import manifest
 from zoo.distributed import World
@@ -16,9 +25,14 @@ ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
 
 def deviation(z: torch.Tensor) -> float:
-    value = reduce_step(torch.tensor(0.0), z, interrupted=False, me=ALONE).std
+    value = reduced(z=z).std
     assert value is not None
     return value
+
+
+def reduced(loss: float = 0.0, z: torch.Tensor | None = None, **changes: Any) -> StepValues:
+    asked = {"gradient": torch.tensor(1.0), "replaced": 0, "interrupted": False, "with_rank": False, "me": ALONE}
+    return reduce_step(torch.tensor(loss), z, **{**asked, **changes})
 
 
 def test_the_deviation_is_the_papers_times_the_root_of_d() -> None:
@@ -34,9 +48,41 @@ def test_random_outputs_give_one_and_a_constant_gives_zero() -> None:
 
 
 def test_the_step_carries_loss_and_the_wish_to_stop() -> None:
-    values = reduce_step(torch.tensor(-0.25), None, interrupted=True, me=ALONE)
-    assert values.loss == -0.25 and values.std is None and values.interrupted
-    assert math.isnan(reduce_step(torch.tensor(math.nan), None, interrupted=False, me=ALONE).loss)
+    values = reduced(-0.25, interrupted=True, gradient=torch.tensor(2.5), replaced=3)
+    assert values.loss == -0.25 and values.std is None and values.interrupted and values.is_finite
+    assert (values.gradient_norm, values.replaced, values.effective_rank) == (2.5, 3, None)
+
+
+@pytest.mark.parametrize("loss, gradient", [(math.nan, 1.0), (math.inf, 1.0), (0.0, math.nan), (0.0, math.inf)])
+def test_neither_a_loss_nor_a_gradient_may_be_anything_but_finite(loss: float, gradient: float) -> None:
+    values = reduced(loss, torch.ones(4, 3), gradient=torch.tensor(gradient), with_rank=True)
+    assert not values.is_finite and values.effective_rank is None
+
+
+def test_the_gradients_norm_is_that_of_all_parameters_together() -> None:
+    layer = torch.nn.Linear(2, 2)
+    layer.weight.grad, layer.bias.grad = torch.full((2, 2), 2.0), torch.tensor([0.0, 3.0])
+    frozen = torch.nn.Parameter(torch.ones(3), requires_grad=False)
+    assert gradient_norm([*layer.parameters(), frozen]).item() == 5.0
+
+
+def test_the_effective_rank_is_that_of_the_singular_values() -> None:
+    """Against numpy's decomposition, for more rows than columns and for fewer."""
+    for shape in ((40, 7), (12, 30)):
+        z = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.3
+        unit = (z / z.norm(dim=1, keepdim=True)).numpy()
+        singular = np.linalg.svd(unit - unit.mean(0), compute_uv=False)
+        shares = singular[singular > 1e-12] / singular.sum()
+        expected = math.exp(-(shares * np.log(shares)).sum())
+        assert reduced(z=z, with_rank=True).effective_rank == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_effective_rank_counts_directions() -> None:
+    axes = torch.eye(5, 16)
+    assert effective_rank(torch.cat([axes, -axes]).double()) == pytest.approx(5.0)
+    assert effective_rank(axes[:1].repeat(8, 1).double()) == pytest.approx(1.0)  # a constant
+    assert effective_rank(torch.cat([axes[:1], -axes[:1]]).double()) == pytest.approx(1.0)  # a line
+    assert effective_rank(torch.eye(64).double()) == pytest.approx(63.0)  # less one, for the mean
 
 
 def test_the_rule_is_a_median_over_a_full_window_after_the_grace() -> None:
@@ -66,7 +112,16 @@ def test_monitoring_leaves_weights_statistics_modes_and_generators_alone(tiny: A
     modes = [module.training for module in backbone.modules()]
     generator = torch.random.get_rng_state()
     bank, queries = manifest("tiny", "train"), manifest("tiny", "val")
-    top1 = knn_top1(backbone, bank, queries, config.monitor, config.pixels, workers=0, me=ALONE)
+    top1 = knn_top1(
+        backbone,
+        bank,
+        queries,
+        config.monitor,
+        config.pixels,
+        indices=monitor_indices(config.monitor, bank, queries),
+        workers=0,
+        me=ALONE,
+    )
     assert top1 is not None and 0 <= top1 <= 100
     assert all(torch.equal(before[name], tensor) for name, tensor in backbone.state_dict().items())
     assert [module.training for module in backbone.modules()] == modes
@@ -79,4 +134,6 @@ def test_a_training_image_is_its_own_nearest_neighbour(tiny: Any) -> None:
     backbone = build_model(config, num_classes=2, seed=0).backbone
     train = manifest("tiny", "train")
     twin = type(train)(**{**vars(train), "split": "twin"})
-    assert knn_top1(backbone, train, twin, config.monitor, config.pixels, workers=0, me=ALONE) == 100.0
+    rows = monitor_indices(config.monitor, train, twin)
+    top1 = knn_top1(backbone, train, twin, config.monitor, config.pixels, indices=rows, workers=0, me=ALONE)
+    assert top1 == 100.0

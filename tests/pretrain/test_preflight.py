@@ -82,15 +82,37 @@ def test_a_place_that_cannot_be_written_is_found_out(tiny: Any, tmp_path: Path) 
         plan(tiny.config(), tmp_path / "file" / "out")
 
 
-def test_another_runs_folder_is_refused(tiny: Any, tmp_path: Path) -> None:
-    write_run(plan(tiny.config(), tmp_path))
-    with pytest.raises(ConfigError, match="belongs to run .* the recipe, seed or dataset has changed"):
-        finished(plan(tiny.config(), tmp_path, seed=1))
+def test_another_runs_folder_is_refused_and_told_what_changed(tiny: Any, tmp_path: Path) -> None:
+    before = plan(tiny.config(), tmp_path)
+    write_run(before, {})
+    now = plan(tiny.config(base_lr=0.4, views={"area": [0.5, 1.0]}, name="other"), tmp_path, seed=1)
+    with pytest.raises(ConfigError) as error:
+        finished(now)
+    lines = str(error.value).splitlines()
+    assert lines[0] == f"{tmp_path / 'run.json'}: belongs to run {before.key[:12]}…, expected {now.key[:12]}…. Changed:"
+    assert lines[1:] == [
+        "  - views.area: was [0.2,1.0], is [0.5,1.0]",
+        "  - base_lr: was 1.6, is 0.4",
+        "  - seed: was 0, is 1",
+        "Put the old values back, choose another --out, or remove the folder to start anew.",
+    ]
+
+
+def test_a_run_goes_on_whatever_only_looks_or_keeps(tiny: Any, tmp_path: Path) -> None:
+    write_run(plan(tiny.config(), tmp_path), {})
+    changed = tiny.config(save={"keep_last": 5}, bad_images="replace", monitor={"k": 2})
+    assert finished(plan(changed, tmp_path, workers=3, processes=2)) is None
+
+
+def test_a_run_file_of_another_version_is_refused(tiny: Any, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"key": "0"}')
+    with pytest.raises(ConfigError, match="run.json: expected what this version writes there, found something else"):
+        finished(plan(tiny.config(), tmp_path))
 
 
 def test_a_known_collapse_is_repeated_only_under_another_rule(tiny: Any, tmp_path: Path) -> None:
     config = tiny.config()
-    write_run(plan(config, tmp_path))
+    write_run(plan(config, tmp_path), {})
     assert config.collapse is not None
     found = {"step": 7, "rule": config.collapse.model_dump(mode="json")}
     (tmp_path / COLLAPSED_NAME).write_text(json.dumps(found))
@@ -98,5 +120,5 @@ def test_a_known_collapse_is_repeated_only_under_another_rule(tiny: Any, tmp_pat
         finished(plan(config, tmp_path))
     other = plan(tiny.config(collapse={"below": 0.8}), tmp_path)
     assert finished(other) is None
-    write_run(other)
+    write_run(other, {})
     assert not (tmp_path / COLLAPSED_NAME).exists()

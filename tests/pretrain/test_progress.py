@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pretrain.progress import LOG_NAME, TIMES, RunLog
 
 
 def run(folder: Path, start: int, end: int, *, enabled: bool = True) -> None:
     folder.mkdir(exist_ok=True)
-    with RunLog(folder, start_step=start, total_steps=40, batch_size=8, enabled=enabled) as log:
+    device = torch.device("cpu")
+    with RunLog(folder, start_step=start, total_steps=40, batch_size=8, device=device, enabled=enabled) as log:
         for step in range(start + 1, end + 1):
             log.step(step // 20, step, {"loss": 1 / step, "std_sqrt_d": None, "lr": 0.1})
             if step % 20 == 0:

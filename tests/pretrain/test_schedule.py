@@ -51,6 +51,16 @@ def test_every_parameter_is_in_one_group_and_decays(tiny: Any) -> None:
     assert sum(parameter.numel() for parameter in predictor["params"]) == 32 * 8 + 2 * 8 + 8 * 32 + 32
 
 
+@pytest.mark.parametrize("predictor", ["none", "fixed_random"])
+def test_a_predictor_that_does_not_learn_is_in_no_group(tiny: Any, predictor: str) -> None:
+    config = tiny.config(method={**tiny.recipe()["method"], "predictor": predictor})
+    model = build_model(config, num_classes=2, seed=0)
+    optimizer = make_optimizer(model, config)
+    assert [group["part"] for group in optimizer.param_groups] == ["model"]
+    learning = [*model.get_submodule("backbone").parameters(), *model.get_submodule("projector").parameters()]
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(learning)
+
+
 def test_batches_go_through_each_epoch_once_without_the_incomplete_one() -> None:
     batches = list(global_batches(3, 43, batch_size=8, epochs=2, start_step=0))
     assert [len(batch) for batch in batches] == [8] * 10

@@ -1,16 +1,32 @@
 """SimSiam's layers, sizes and loss, against the plain formulas of the paper and protocols §1."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from pretrain.simsiam import SimSiam, num_trainable, symmetric_loss
+from pretrain.simsiam import SimSiam, distance, num_trainable
+from zoo.recipe import SimSiam as Options
+
+DEFAULT = Options(
+    name="simsiam",
+    projector_dim=16,
+    predictor_dim=4,
+    predictor="mlp",
+    predictor_lr="constant",
+    head_norm="default",
+    similarity="cosine",
+    symmetry="symmetric",
+    stop_gradient=True,
+)
+WIDE = DEFAULT.model_copy(update={"projector_dim": 2048, "predictor_dim": 512})
 
 
-def small(*, stop_gradient: bool = True) -> SimSiam:
+def small(**changes: Any) -> SimSiam:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return SimSiam("resnet18", projector_dim=16, predictor_dim=4, stop_gradient=stop_gradient).double()
+        return SimSiam("resnet18", DEFAULT.model_copy(update=changes)).double()
 
 
 def views() -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,7 +46,7 @@ def first_gradient(model: SimSiam) -> torch.Tensor:
 
 def test_resnet50_has_the_published_number_of_parameters() -> None:
     with torch.device("meta"):
-        model = SimSiam("resnet50", projector_dim=2048, predictor_dim=512)
+        model = SimSiam("resnet50", WIDE)
     assert num_trainable(model) == 38_199_360
     assert num_trainable(model.backbone) == 23_508_032
     assert num_trainable(model.projector) == 12_591_104
@@ -43,6 +59,7 @@ def test_heads_follow_section_1_1() -> None:
     assert [linear.bias is None for linear in linears] == [True, True, True]
     last = model.projector[-1]
     assert isinstance(last, nn.BatchNorm1d) and not last.affine
+    assert isinstance(model.predictor, nn.Sequential)
     assert [type(module) for module in model.predictor] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
     assert model.predictor[0].bias is None and model.predictor[3].bias is not None
 
@@ -53,16 +70,54 @@ def test_residual_blocks_start_as_identity() -> None:
     assert state["layer1.0.bn1.weight"].all()
 
 
-def test_loss_is_the_plain_formula() -> None:
-    generator = torch.Generator().manual_seed(0)
-    p1, p2, z1, z2 = (torch.randn(5, 7, dtype=torch.float64, generator=generator) for _ in range(4))
+def layers(module: nn.Module) -> str:
+    """b: fully connected with bias, w: without; n: batch norm with affine, c: without; r: ReLU."""
+    letters: list[str] = []
+    for each in module.children():
+        if isinstance(each, nn.Linear):
+            letters.append("w" if each.bias is None else "b")
+        else:
+            letters.append("r" if isinstance(each, nn.ReLU) else "nc"[each.weight is None])
+    return "".join(letters)
 
-    def distance(p: torch.Tensor, z: torch.Tensor) -> torch.Tensor:  # the paper's D, eq. 1
-        return -((p / p.norm(dim=1, keepdim=True)) * (z / z.norm(dim=1, keepdim=True))).sum(1).mean()
 
-    expected = distance(p1, z2) / 2 + distance(p2, z1) / 2
-    assert symmetric_loss(p1, p2, z1, z2).item() == pytest.approx(expected.item(), abs=1e-14)
-    assert symmetric_loss(p1, p2, p2, p1).item() == pytest.approx(-1.0)
+@pytest.mark.parametrize(
+    ("head_norm", "projector", "predictor"),
+    [
+        ("none", "brbrb", "brb"),
+        ("hidden", "wnrwnrb", "wnrb"),
+        ("default", "wnrwnrwc", "wnrb"),
+        ("affine", "wnrwnrwn", "wnrb"),
+        ("predictor_output", "wnrwnrwc", "wnrwn"),
+    ],
+)
+def test_batch_norms_of_the_heads_are_those_of_table_3(head_norm: str, projector: str, predictor: str) -> None:
+    with torch.device("meta"):
+        model = SimSiam("resnet18", DEFAULT.model_copy(update={"head_norm": head_norm}))
+    assert (layers(model.projector), layers(model.predictor)) == (projector, predictor)
+
+
+def test_the_distance_has_the_papers_bounds() -> None:
+    p, z = torch.randn(2, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert distance(p, 3 * p, "cosine").item() == pytest.approx(-1)
+    assert distance(p, -p, "cosine").item() == pytest.approx(1)
+    assert distance(0 * p, z, "cross_entropy").item() == pytest.approx(torch.tensor(7.0).log().item())
+    assert distance(p, z, "cross_entropy") > distance(z, z, "cross_entropy") > 0  # the least is z's entropy
+
+
+def test_without_predictor_stop_gradient_only_halves_the_gradient() -> None:
+    """The derivation of §4.2: with h the identity the symmetric loss needs no stop-gradient to collapse."""
+    gradients = []
+    for stop_gradient in (True, False):
+        model = small(predictor="none", stop_gradient=stop_gradient)
+        model(views(), NO_LABELS)[0].backward()
+        gradients.append(first_gradient(model))
+    assert torch.allclose(2 * gradients[0], gradients[1], rtol=1e-9, atol=1e-12)
+
+
+def test_two_pairs_take_four_views() -> None:
+    found = {symmetry: small(symmetry=symmetry).num_views for symmetry in ("symmetric", "asymmetric")}
+    assert found == {"symmetric": 2, "asymmetric": 2} and small(symmetry="asymmetric_double").num_views == 4
 
 
 @pytest.mark.parametrize("stop_gradient", [True, False])
@@ -75,7 +130,8 @@ def test_the_switch_decides_whether_gradients_pass_through_the_targets(stop_grad
     model.zero_grad()
     z1, z2 = model.projector(model.backbone(batch[0])), model.projector(model.backbone(batch[1]))
     targets = (z1.detach(), z2.detach()) if stop_gradient else (z1, z2)
-    symmetric_loss(model.predictor(z1), model.predictor(z2), *targets).backward()
+    terms = distance(model.predictor(z1), targets[1], "cosine"), distance(model.predictor(z2), targets[0], "cosine")
+    (0.5 * terms[0] + 0.5 * terms[1]).backward()
     assert torch.allclose(found, first_gradient(model), rtol=0, atol=1e-12)
     assert found.abs().max() > 0
 

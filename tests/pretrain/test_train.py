@@ -1,17 +1,25 @@
 """Batches that do not depend on how they are made, and a run as a command: cut off, continued, stopped."""
 
+import errno
 import json
+import math
+import multiprocessing
+import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from pretrain.preflight import check
+from pretrain import checkpoint
+from pretrain import train as training
+from pretrain.preflight import NONFINITE_NAME, check
 from pretrain.progress import LOG_NAME, TIMES
+from pretrain.replacement import Replacements
 from pretrain.train import train, training_batches
 from zoo.checkpoint import CARD_NAME, WEIGHTS_NAME
 from zoo.datasets import manifest
@@ -26,7 +34,8 @@ def batches(tiny: Any, *, rank: int = 0, size: int = 1, workers: int = 0, start:
     out = tiny.folder / "out"
     plan = check(tiny.config(), seed=0, overrides=(), out=out, workers=workers, processes=size)
     me = World(rank=rank, size=size, local_rank=rank, device=torch.device("cpu"))
-    return list(training_batches(plan, me, num_views=2, start_step=start))
+    replacements = Replacements(plan.train, {})
+    return list(training_batches(plan, me, num_views=2, start_step=start, replacements=replacements))
 
 
 def assert_equal(found: list[Any], expected: list[Any]) -> None:
@@ -59,10 +68,10 @@ def test_batches_from_the_middle_are_the_rest(tiny: Any) -> None:
     assert_equal(batches(tiny, start=7), batches(tiny)[7:])
 
 
-def wait_for(path: Path, process: Any) -> None:
+def wait_for(path: Path, is_running: Callable[[], bool]) -> None:
     """Until `path` exists; the process must still run then."""
     while not path.exists():
-        assert process.poll() is None, process.stderr.read()
+        assert is_running()
         time.sleep(0.005)
 
 
@@ -77,32 +86,33 @@ def assert_same_run(out: Path, other: Path) -> None:
     assert log_entries(out) == log_entries(other)
 
 
-def train_here(tiny: Any, out: Path, **changes: Any) -> Path:
+def train_here(tiny: Any, out: Path, *, workers: int = 0, **changes: Any) -> Path:
     """The run in this process, one thread as in the others: the path of its card."""
-    return train(check(tiny.config(**changes), seed=0, overrides=(), out=out, workers=0, processes=1), ALONE)
+    return train(check(tiny.config(**changes), seed=0, overrides=(), out=out, workers=workers, processes=1), ALONE)
 
 
 def test_a_run_killed_and_terminated_anywhere_ends_in_the_same_bytes(tiny: Any, caplog: Any) -> None:
+    """30 kills, at any moment and within a save: tests/pretrain/thirty_kills.py."""
     recipe = tiny.write()
     whole, parts = tiny.folder / "whole", tiny.folder / "parts"
     train_here(tiny, whole)
 
-    process = tiny.start("pretrain", recipe, "--out", parts, "--workers", "1")
-    wait_for(parts / "state-000000002.pt", process)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL and not (parts / CARD_NAME).exists()
+    forked = multiprocessing.get_context("fork").Process(target=train_here, args=(tiny, parts), kwargs={"workers": 1})
+    forked.start()
+    wait_for(parts / "state-000000002.pt", forked.is_alive)
+    forked.kill()
+    forked.join()
+    assert forked.exitcode == -signal.SIGKILL and not (parts / CARD_NAME).exists()
 
-    process = tiny.start("pretrain", recipe, "--out", parts, "--workers", "1")
-    wait_for(parts / "state-000000006.pt", process)
+    process = tiny.start("pretrain", recipe, "--out", parts, "--workers", "2")
+    wait_for(parts / "state-000000006.pt", lambda: process.poll() is None)
     process.terminate()
     _, errors = process.communicate()
     assert process.returncode == 130, errors
     assert "going on from step" in errors and "stopped at step" in errors
     assert not (parts / CARD_NAME).exists()
 
-    code, errors = tiny.run("pretrain", recipe, "--out", parts, "--workers", "0")
-    assert code == 0 and "going on from step" in errors
+    train_here(tiny, parts)
     assert_same_run(parts, whole)
     (parts / CARD_NAME).unlink()  # as if killed after the last step, before the card was there
     train_here(tiny, parts)
@@ -148,10 +158,50 @@ def test_a_collapse_may_be_recorded_instead(tiny: Any) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run(tiny: Any) -> None:
     method = {"name": "supervised", "label_smoothing": 0.0}
     out = tiny.folder / "out"
-    with pytest.raises(NonFiniteError, match=r"tiny seed 0: the loss is (nan|inf) in epoch 1, step \d of 10"):
+    message = r"tiny seed 0: the loss is (nan|inf), .* in epoch 1, step \d of 10, at lr 3.125e\+10. The batch: \d"
+    with pytest.raises(NonFiniteError, match=message) as error:
         train_here(tiny, out, method=method, collapse=None, base_lr=1.0e12)
     assert not (out / CARD_NAME).exists()
     assert NonFiniteError.exit_code == 4
+    found = json.loads((out / NONFINITE_NAME).read_text())
+    step = found["step"]
+    assert [each["sample"] for each in found["batch"]] == epoch_order(0, 0, 43)[8 * step - 8 : 8 * step].tolist()
+    for each in found["batch"]:
+        assert f"{each['sample']} {manifest('tiny', 'train').paths[each['sample']]}" in str(error.value)
+    assert not list(out.glob(f"state-{step:09d}.pt"))
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_saved(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms = iter([1.0, math.inf])
+    monkeypatch.setattr(training, "gradient_norm", lambda parameters: torch.tensor(next(norms)))
+    with pytest.raises(NonFiniteError, match=r"the loss is -?\d.*, the gradient's norm inf, in epoch 1, step 2 of 10"):
+        train_here(tiny, tiny.folder / "out")
+    assert not list((tiny.folder / "out").glob("state-*"))
+
+
+def test_the_log_has_what_is_watched(tiny: Any) -> None:
+    train_here(tiny, tiny.folder / "out", epochs=1, batch_size=4, collapse={"below": 0.9})  # ten steps
+    first, measured = (json.loads(line) for line in (tiny.folder / "out" / LOG_NAME).read_text().splitlines())
+    assert first["step"] == 10 and 1 <= first["effective_rank"] <= 3 and first["gradient_norm"] > 0
+    assert {"loss", "std_sqrt_d", "lr", "predictor_lr", "images_per_second"} < set(first)
+    assert 0.05 < first["memory_gb"] < 100 and "gpu_memory_gb" not in first
+    assert 0 <= measured["knn3_top1"] <= 100
+
+
+def test_a_full_disk_while_a_state_is_written_leaves_the_one_before(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, write = tiny.folder / "out", checkpoint.write_state
+
+    def full(path: Path, content: Any) -> None:
+        if "000000004" in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(path, content)
+
+    monkeypatch.setattr(checkpoint, "write_state", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        train_here(tiny, out)
+    assert [path.name for path in out.glob("state-*")] == ["state-000000002.pt"]
 
 
 def test_a_wrong_recipe_ends_with_exit_code_2_and_all_problems(tiny: Any) -> None:

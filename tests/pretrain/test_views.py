@@ -22,6 +22,7 @@ VIEWS = Views(
     blur_sigma=(0.1, 2.0),
     blur_probability=0.5,
     flip_probability=0.5,
+    photometric="pil",
 )
 NO_JITTER = ViewParameters(box=(3, 2, 20, 16), jitter=None, grayscale=False, blur_radius=None, flip=False)
 

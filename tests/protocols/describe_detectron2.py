@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from engines.contract import Job, read_job
+from engines.draws import TRAIN
 from tests.protocols.drawn import LR_AT, order
 from zoo.distributed import World
 
@@ -42,7 +43,7 @@ def describe(folder: Path, job: Job) -> dict[str, Any]:
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
         engine._register(name, path, job)
-    trainer = engine._Trainer(cfg)
+    trainer = engine._Trainer(cfg, ALONE)
     trainer.resume_or_load(resume=True)
     facts = model_facts(trainer.model, job) | optimiser_facts(trainer) | loader_facts(trainer, cfg, job)
     precise = [hook for hook in trainer._hooks if isinstance(hook, hooks.PreciseBN)]
@@ -56,37 +57,31 @@ def model_facts(model: Any, job: Job) -> dict[str, Any]:
     model.train()
     rpn, heads, predictor = model.proposal_generator, model.roi_heads, model.roi_heads.box_predictor
     norms = {name: module for name, module in model.named_modules() if isinstance(module, NORMS)}
-    anchors = next(iter(rpn.anchor_generator.cell_anchors))
+    levels = list(rpn.anchor_generator.cell_anchors)
+    anchors = torch.cat(levels)
     width, height = anchors[:, 2] - anchors[:, 0], anchors[:, 3] - anchors[:, 1]
-    children = list(heads.res5.children())
-    extra = children[-1]
+    pooler = getattr(heads, "box_pooler", None) or heads.pooler
+    own = extra_norm_facts(model, job) if hasattr(heads, "res5") else pyramid_facts(model)
     blocks = {
         name.removeprefix("backbone.").removeprefix("roi_heads."): module
         for name, module in model.named_modules()
         if hasattr(module, "conv3")
     }
-    state = {name: value for name, value in heads.res5.norm.state_dict().items() if value.ndim}
-    fresh = all(bool((value == (1 if name in ("weight", "running_var") else 0)).all()) for name, value in state.items())
     return {
         "frozen_parameters": [name for name, value in model.named_parameters() if not value.requires_grad],
         "norms": sorted({type(module).__name__ for module in norms.values()}),
         "norms_not_trainable": [name for name, module in norms.items() if not _trainable(module)],
         "norms_in_eval_mode": [name for name, module in norms.items() if not module.training],
-        "extra_norm": type(extra).__name__,
-        "extra_norm_follows_res5": extra is heads.res5.norm and all(hasattr(c, "conv1") for c in children[:-1]),
-        "extra_norm_width": getattr(extra, "num_features", None),
-        "extra_norm_from_checkpoint": not fresh or any(name.startswith("roi_heads.res5.norm.") for name in job.tensors),
-        "predictor_reads_extra_norm": predictor_reads_extra_norm(model),
         "strided_1x1": [n for n, m in blocks.items() if 2 in m.conv1.stride or 2 in m.conv3.stride],
         "strided_3x3": [n for n, m in blocks.items() if m.conv2.kernel_size == (3, 3) and m.conv2.stride == (2, 2)],
         "anchor_strides": list(rpn.anchor_generator.strides),
         "anchor_sizes": sorted({round(float(size)) for size in (width * height).sqrt()}),
         "anchor_ratios": sorted({round(float(ratio), 4) for ratio in height / width}),
-        "anchors_per_place": len(anchors),
+        "anchors_per_place": len(levels[0]),
         "rpn_pre_nms": {"train": rpn.pre_nms_topk[True], "test": rpn.pre_nms_topk[False]},
         "rpn_post_nms": {"train": rpn.post_nms_topk[True], "test": rpn.post_nms_topk[False]},
-        "roi_pool": list(heads.pooler.output_size),
-        "roi_pool_scales": [level.spatial_scale for level in heads.pooler.level_poolers],
+        "roi_pool": list(pooler.output_size),
+        "roi_pool_scales": [level.spatial_scale for level in pooler.level_poolers],
         "roi_per_image": heads.batch_size_per_image,
         "roi_positive_fraction": heads.positive_fraction,
         "test_score": predictor.test_score_thresh,
@@ -96,7 +91,48 @@ def model_facts(model: Any, job: Job) -> dict[str, Any]:
         "pixel_mean": model.pixel_mean.flatten().tolist(),
         "pixel_std": model.pixel_std.flatten().tolist(),
         "pixel_order": model.input_format,
+        **own,
+        **(mask_facts(heads) if heads.mask_on else {}),
     }
+
+
+def extra_norm_facts(model: Any, job: Job) -> dict[str, Any]:
+    res5 = model.roi_heads.res5
+    children = list(res5.children())
+    extra = children[-1]
+    state = {name: value for name, value in res5.norm.state_dict().items() if value.ndim}
+    fresh = all(bool((value == (1 if name in ("weight", "running_var") else 0)).all()) for name, value in state.items())
+    return {
+        "extra_norm": type(extra).__name__,
+        "extra_norm_follows_res5": extra is res5.norm and all(hasattr(c, "conv1") for c in children[:-1]),
+        "extra_norm_width": getattr(extra, "num_features", None),
+        "extra_norm_from_checkpoint": not fresh or any(name.startswith("roi_heads.res5.norm.") for name in job.tensors),
+        **readers_of_extra_norm(model),
+    }
+
+
+def pyramid_facts(model: Any) -> dict[str, Any]:
+    parts = {
+        "backbone": model.backbone.bottom_up,
+        "pyramid": nn.ModuleList([child for name, child in model.backbone.named_children() if name.startswith("fpn_")]),
+        "proposals": model.proposal_generator,
+        "box_head": model.roi_heads.box_head,
+        "mask_head": model.roi_heads.mask_head,
+    }
+    return {
+        "norms_of": {
+            name: sorted({type(module).__name__ for module in part.modules() if isinstance(module, NORMS)})
+            for name, part in parts.items()
+        },
+        "box_head_convs": [m.out_channels for m in parts["box_head"].modules() if isinstance(m, nn.Conv2d)],
+        "box_head_fully_connected": [m.out_features for m in parts["box_head"].modules() if isinstance(m, nn.Linear)],
+        "mask_pool": list(model.roi_heads.mask_pooler.output_size),
+    }
+
+
+def mask_facts(heads: Any) -> dict[str, Any]:
+    convs = [module for module in heads.mask_head.modules() if isinstance(module, nn.Conv2d)]
+    return {"mask_head_convs": [c.out_channels for c in convs[:-1]], "mask_classes": convs[-1].out_channels}
 
 
 def _trainable(norm: Any) -> bool:
@@ -105,22 +141,31 @@ def _trainable(norm: Any) -> bool:
     return all(isinstance(v, nn.Parameter) and v.requires_grad for v in learnt) and norm.track_running_stats
 
 
-def predictor_reads_extra_norm(model: Any) -> bool:
-    """Whether the extra norm's output, averaged over its map and nothing else, is what classifies a region."""
-    heads, seen = model.roi_heads, {}
+def readers_of_extra_norm(model: Any) -> dict[str, bool]:
+    """Whether the extra norm's output is what finds a mask, and averaged over its map what classifies a region."""
+    heads = model.roi_heads
+    norms: list[torch.Tensor] = []
+    seen: dict[str, torch.Tensor] = {}
     handles = [
-        heads.res5.norm.register_forward_hook(lambda module, args, output: seen.update(norm=output)),
-        heads.box_predictor.register_forward_pre_hook(lambda module, args: seen.update(read=args[0])),
+        heads.res5.norm.register_forward_hook(lambda module, args, output: norms.append(output)),
+        heads.box_predictor.register_forward_pre_hook(lambda module, args: seen.update(predictor=args[0])),
     ]
+    if heads.mask_on:
+        handles.append(heads.mask_head.register_forward_pre_hook(lambda module, args: seen.update(mask_head=args[0])))
+    threshold, heads.box_predictor.test_score_thresh = heads.box_predictor.test_score_thresh, 0.0  # some boxes
     regions = Instances((256, 256), proposal_boxes=Boxes(torch.tensor([[0.0, 0, 99, 99], [9, 50, 200, 150]])))
     channels = model.backbone.output_shape()["res4"].channels
     model.eval()
     with torch.no_grad():
         heads(None, {"res4": torch.randn(1, channels, 16, 16)}, [regions])
     model.train()
+    heads.box_predictor.test_score_thresh = threshold
     for handle in handles:
         handle.remove()
-    return bool(torch.equal(seen["read"], seen["norm"].mean(dim=(2, 3))))
+    read = {"predictor_reads_extra_norm": torch.equal(seen["predictor"], norms[0].mean(dim=(2, 3)))}
+    if heads.mask_on:
+        read["mask_head_reads_extra_norm"] = len(norms[-1]) > 0 and torch.equal(seen["mask_head"], norms[-1])
+    return read
 
 
 def optimiser_facts(trainer: Any) -> dict[str, Any]:
@@ -141,29 +186,31 @@ def optimiser_facts(trainer: Any) -> dict[str, Any]:
 
 
 def schedule_facts(trainer: Any) -> dict[str, Any]:
-    """The first group's rate at each iteration, moved on by the trainer's own hook."""
+    """The first group's rate at iterations of interest, each reached by the last step of the trainer's own hook."""
     (hook,) = [hook for hook in trainer._hooks if isinstance(hook, hooks.LRScheduler)]
-    rates = []
+    rates = {}
     with EventStorage(0) as trainer.storage:
         hook.before_train()
-        for _ in range(trainer.max_iter):
-            rates.append(trainer.optimizer.param_groups[0]["lr"])
-            hook.after_step()
+        for step in sorted({*range(100), *LR_AT["detectron2"], *LR_AT["detectron2_coco"]}):
+            if step < trainer.max_iter:
+                hook.scheduler.last_epoch = step - 1  # detectron2's rate depends on nothing before
+                hook.after_step()
+                rates[step] = trainer.optimizer.param_groups[0]["lr"]
     return {
         "iterations": trainer.max_iter,
         "lr_changes_every_iteration": all(rates[step] != rates[step + 1] for step in range(99)),
-        "lr_at": {str(step): rates[step] for step in LR_AT["detectron2"] if step < len(rates)},
+        "lr_at": {str(step): rate for step, rate in rates.items()},
     }
 
 
 def loader_facts(trainer: Any, cfg: Any, job: Job) -> dict[str, Any]:
-    loader = trainer._trainer.data_loader
-    mapped, sampler = loader.dataset.dataset.dataset, loader.dataset.dataset.sampler
-    steps = {type(step).__name__: step for step in mapped._map_func._obj.augmentations.augs}
+    loader = trainer.batches
+    read: Any = loader.read
+    steps = {type(step).__name__: step for step in read.mapper.augmentations.augs}
     resize, flip = steps["ResizeShortestEdge"], steps["RandomFlip"]
-    listed = [mapped._dataset[index] for index in range(len(mapped._dataset))]
-    count, draws = len(listed), iter(sampler)
-    epochs = [[next(draws) for _ in range(count)] for _ in range(3)]
+    listed = [read.listed[index] for index in range(len(read.listed))]
+    count, draws = len(listed), loader.places(TRAIN)  # all pictures have one shape, so grouping changes no order
+    epochs = [[next(draws)[1] for _ in range(count)] for _ in range(3)]
     batch = next(iter(loader))
     channels = torch.stack([image["image"].float().mean((1, 2)) for image in batch]).mean(0)
     build_test: Any = build_detection_test_loader  # decorated so that type checkers see None
@@ -176,7 +223,7 @@ def loader_facts(trainer: Any, cfg: Any, job: Job) -> dict[str, Any]:
         "train_max_size": resize.max_size,
         "flip_probability": flip.prob,
         "flip_direction": "horizontal" if flip.horizontal and not flip.vertical else "other",
-        "batch": loader.batch_size,
+        "batch": loader.batch,
         "images_in_a_step": len(batch),
         "channels_reach_the_model_as": order(channels.tolist()),
         "sampler_draws_whole_epochs": all(sorted(epoch) == list(range(count)) for epoch in epochs),
@@ -186,6 +233,7 @@ def loader_facts(trainer: Any, cfg: Any, job: Job) -> dict[str, Any]:
         "test_size": sorted(set(test_steps[0].short_edge_length)),
         "test_max_size": test_steps[0].max_size,
         "test_images_of_all": [image["image_id"] for batch in test for image in batch],
+        **({"mask_format": read.mapper.instance_mask_format} if cfg.MODEL.MASK_ON else {}),
     }
 
 

@@ -24,12 +24,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from engines.contract import Job, read_job
+from engines.draws import TRAIN
 from tests.protocols.drawn import LR_AT, draw_picture, order
 from zoo.distributed import World
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
-LOADING = ("LoadImageFromFile", "LoadAnnotations", "PackSegInputs")
+LOADING = ("LoadImageFromFile", "LoadLabels", "PackSegInputs")
 runners: list[Any] = []
 
 
@@ -63,6 +64,8 @@ def model_facts(model: Any) -> dict[str, Any]:
         **head_facts("head", model.decode_head),
         **head_facts("auxiliary", model.auxiliary_head),
         "test_mode": model.test_cfg.mode,
+        "test_window": _list_or_none(model.test_cfg.get("crop_size")),
+        "test_stride": _list_or_none(model.test_cfg.get("stride")),
         "pixel_mean": model.data_preprocessor.mean.flatten().tolist(),
         "pixel_std": model.data_preprocessor.std.flatten().tolist(),
     }
@@ -84,6 +87,10 @@ def head_facts(name: str, head: Any) -> dict[str, Any]:
         "_loss": head.loss_decode.loss_weight,
     }
     return {name + fact: value for fact, value in facts.items()}
+
+
+def _list_or_none(value: Any) -> list[Any] | None:
+    return None if value is None else list(value)
 
 
 def _spatial(block: Any) -> nn.Conv2d:
@@ -158,8 +165,8 @@ def loader_facts(runner: Any, cfg: Any) -> dict[str, Any]:
     loader = runner.train_loop.dataloader
     built = {type(step).__name__: step for step in loader.dataset.pipeline.transforms}
     resize, crop, flip = (built[name] for name in ("RandomResize", "RandomCrop", "RandomFlip"))
-    count, draws = len(loader.dataset), iter(loader.sampler)
-    epochs = [[next(draws) for _ in range(count)] for _ in range(3)]
+    count, draws = len(loader.dataset), loader.places(TRAIN)
+    epochs = [[next(draws)[1] for _ in range(count)] for _ in range(3)]
     test: Any = DATASETS.build(cfg["test_dataloader"]["dataset"])
     listed = [image["img_path"] for image in json.loads(Path(test.ann_file).read_text())]
     return {
@@ -170,11 +177,12 @@ def loader_facts(runner: Any, cfg: Any) -> dict[str, Any]:
         "crop_one_class_at_most": crop.cat_max_ratio,
         "flip_probability": flip.prob,
         "flip_direction": flip.direction,
-        "batch": loader.batch_size,
+        "batch": loader.batch,
         "images_in_a_step": len(next(iter(loader))["inputs"]),
         "sampler_draws_whole_epochs": all(sorted(epoch) == list(range(count)) for epoch in epochs),
         "sampler_shuffles": all(epoch != sorted(epoch) for epoch in epochs) and epochs[0] != epochs[1],
         "test_steps": [type(step).__name__ for step in test.pipeline.transforms if type(step).__name__ not in LOADING],
+        "test_scale": [list(step.scale) for step in test.pipeline.transforms if type(step).__name__ == "Resize"][0],
         "test_images_of_all": [listed.index(test.get_data_info(index)["img_path"]) for index in range(len(test))],
     }
 

@@ -9,7 +9,7 @@ from report.curves import draw, knn_table, read_log
 from zoo.errors import RecordError
 
 LOG = [
-    {"epoch": 0, "step": 10, "loss": -0.1, "std_sqrt_d": 0.9},
+    {"epoch": 0, "step": 10, "loss": -0.1, "std_sqrt_d": 0.9, "effective_rank": 12.5},
     {"epoch": 0, "step": 20, "loss": -0.5, "std_sqrt_d": 0.8},
     {"epoch": 0, "step": 20, "knn20_top1": 31.25},
     {"epoch": 1, "step": 40, "knn20_top1": 35.0},
@@ -35,6 +35,7 @@ def test_the_picture_is_the_same_bytes_for_the_same_logs_and_names_every_run(tmp
     assert text == (tmp_path / "two.svg").read_text()
     assert all(word in text for word in ("SimSiam", "supervised", "random", "kNN top-1 in percent"))
     assert "<dc:date>" not in text
+    assert "effective rank of z/|z|" in text and "norm of the gradient" not in text  # which no log has
 
 
 def test_a_log_that_is_absent_or_broken_is_named(tmp_path: Path) -> None:

@@ -136,6 +136,28 @@ def test_a_modified_or_stale_record_is_below_the_table_not_in_it(
     assert f"- {note}\n" in page
 
 
+def test_what_a_record_says_of_its_value_stands_below_the_table(tmp_path: Path) -> None:
+    """Once for all rows that it is true of; a modified record's beside its value."""
+    said = {"notes": ["the chosen learning rate 3 is at the edge of the grid (1, 3)."]}
+    results = [record(name, "cifar10_linear", {AVGPOOL: 80.0}, details=said) for name in "ab"]
+    other = {"modified": ("settings.global_batch=4",), "details": {"notes": ["a global batch of 4 images."]}}
+    results.append(record("c", "cifar10_linear", {AVGPOOL: 12.5}, **other))
+    page = suite(tmp_path, [row(name) for name in "abc"], measured(*results))
+    assert "- a; b: the chosen learning rate 3 is at the edge of the grid (1, 3).\n" in page
+    modified = "c with `--set settings.global_batch=4`: AvgPool 12.50 ± 0.50 (a global batch of 4 images)."
+    assert f"- Modified, so not shown above: {modified}\n" in page
+
+
+def test_a_benchmarks_own_notes_stand_below_the_table_that_it_fills(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = (own_table("one", "One", kNN="top1_k20").model_copy(update={"notes": ("By *this* rule.",)}),)
+    layouts = {"cifar10_knn": given("cifar10_knn", *tables, own_table("two", "Two", kNN="top1_k10"))}
+    monkeypatch.setattr(report.suite, "benchmark_layout", layouts.__getitem__)
+    one, two = sections(suite(tmp_path, [row("a")], measured(record("a", "cifar10_knn", knn(1, 2, 3, 4))))).values()
+    assert "- By *this* rule.\n" in one and "rule" not in two
+
+
 def test_seeds_are_averaged_and_both_spreads_are_explained(tmp_path: Path) -> None:
     results = [record("a", "cifar10_linear", {AVGPOOL: 80.0 + seed}, seed=seed) for seed in range(3)]
     page = suite(tmp_path, [row("a")], measured(*results))

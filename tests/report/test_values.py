@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from report.values import ABSENT, exclusion, fixed, measured
-from tests.report.drawn import knn, record
+from tests.report.drawn import AVGPOOL, knn, record
 from zoo.benchmark import benchmark_layout
 from zoo.errors import RecordError
 from zoo.record import ResultRecord
@@ -126,6 +126,18 @@ def test_other_settings_exclude_a_record_and_are_named(changes: dict[str, Any], 
     found = exclusion(record("a", "cifar10_linear", {"top1": 50.0}, **changes), benchmark_layout("cifar10_linear"))
     assert found is not None and found.kind == kind
     assert why in found.why
+
+
+def test_a_null_setting_is_one_that_is_not_named() -> None:
+    """Records of before a setting was there, and files that leave it out, are of the same benchmark."""
+    config = benchmark_layout("cifar10_linear")
+    result = record("a", "cifar10_linear", {AVGPOOL: 80.0})
+    newer = result.model_copy(update={"settings": result.settings | {"lr_sweep": None}})
+    assert exclusion(newer, config) is None
+    stated = config.model_copy(update={"settings": config.settings | {"lr_sweep": None}})
+    assert exclusion(result, stated) is None
+    other = exclusion(result.model_copy(update={"settings": result.settings | {"lr_sweep": 3}}), config)
+    assert other is not None and other.why == "lr_sweep was 3, is now absent"
 
 
 def test_another_dataset_excludes_a_record() -> None:

@@ -1,7 +1,7 @@
 """YAML 1.2 scalars, strictness, and errors that name every problem with its file and line."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 from pydantic import Field, ValidationError
@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 from converters.parity import PLACES
 from evaluate.benchmarks import load_benchmark
 from evaluate.suite import SuiteConfig
-from report.published import TABLES_NAME, Source, load_published
+from report.published import ABLATIONS_NAME, TABLES_NAME, Source, load_published
 from zoo.config import Strict, dump_yaml, load, read_yaml, scalar, validate
 from zoo.datasets import DatasetConfig, dataset_config
 from zoo.errors import ConfigError
@@ -333,6 +333,67 @@ def test_a_validators_own_words_are_the_message(tmp_path: Path) -> None:
         load(path, PretrainConfig)
 
 
+class Inner(Strict):
+    depth: int
+    kind: str
+
+
+class Spread(Strict):
+    """A model whose files may have a base."""
+
+    may_have_base: ClassVar[bool] = True
+
+    name: str
+    inner: Inner | None
+    sizes: tuple[int, ...]
+
+
+BASE = "name: base\ninner:\n  depth: 1\n  kind: plain\nsizes: [1, 2]\n"
+
+
+def spread(folder: Path, text: str, *, base: str = BASE, overrides: tuple[str, ...] = ()) -> Spread:
+    (folder / "base.yaml").write_text(base)
+    return load(write(folder, text), Spread, overrides=overrides)
+
+
+def test_a_file_with_a_base_states_what_differs(tmp_path: Path) -> None:
+    found = spread(tmp_path, "base: base.yaml\nname: own\ninner: {kind: odd}\nsizes: [3]\n")
+    assert found == Spread(name="own", inner=Inner(depth=1, kind="odd"), sizes=(3,))
+    assert spread(tmp_path, "base: base.yaml\ninner: null\n") == Spread(name="base", inner=None, sizes=(1, 2))
+    assert spread(tmp_path, "base: base.yaml\n", overrides=("inner.depth=9",)).inner == Inner(depth=9, kind="plain")
+
+
+@pytest.mark.parametrize(
+    ("text", "base", "message"),
+    [
+        ("base: base.yaml\ninner: {kind: 1}\n", BASE, "FILE:2: inner.kind: input should be a valid string, found 1 "),
+        ("base: base.yaml\ninner: {kinds: x}\n", BASE, "FILE:2: inner.kinds: unknown key"),
+        ("base: base.yaml\n", BASE.replace("depth: 1", "depth: x"), "BASE:3: inner.depth: input should be a valid int"),
+        ("base: base.yaml\n", BASE + "name: twice\n", "BASE:6: name: duplicate key (first on line 1)"),
+        ("base: base.yaml\nname: a\n", "- 1\n", "FILE:1: base: BASE:1: expected a mapping of keys to values"),
+        ("name: a\nbase: none.yaml\n", BASE, "FILE:2: base: DIR/none.yaml: no such file; files there: base.yaml"),
+        (
+            "base: [base.yaml]\n",
+            BASE,
+            "FILE:1: base: expected the path of a file, seen from this one's folder, found [",
+        ),
+        ("base: base.yaml\n", "base: a.yaml\n", "FILE:1: base: expected a file without a base of its own, found base."),
+    ],
+)
+def test_a_problem_of_a_file_with_a_base_is_told_where_it_stands(
+    tmp_path: Path, text: str, base: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        spread(tmp_path, text, base=base)
+    shown = str(caught.value).replace(str(tmp_path / "base.yaml"), "BASE").replace(str(write(tmp_path, text)), "FILE")
+    assert message in shown.replace(str(tmp_path), "DIR")
+
+
+def test_a_base_is_for_models_that_say_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=":1: base: unknown key"):
+        load(write(tmp_path, "base: base.yaml\ndepth: 1\nkind: x\n"), Inner)
+
+
 def config_files(folder: str) -> list[Path]:
     """Every YAML file below configs/<folder>; none at all would be a test that tests nothing."""
     found = sorted((CONFIGS / folder).rglob("*.yaml"))
@@ -382,13 +443,16 @@ def test_every_suite_file_loads_and_names_files_that_exist(path: Path) -> None:
             assert recipe is None or (CONFIGS.parent / recipe).is_file()
 
 
-@pytest.mark.parametrize("path", [p for p in config_files("published") if p.name != TABLES_NAME], ids=identifier)
+PUBLISHED = [path for path in config_files("published") if path.name not in (TABLES_NAME, ABLATIONS_NAME)]
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=identifier)
 def test_every_published_file_loads(path: Path) -> None:
     assert load(path, Source).rows
 
 
 def test_the_published_files_agree_with_their_tables() -> None:
-    assert len(load_published().sources) == len(config_files("published")) - 1
+    assert len(load_published().sources) == len(PUBLISHED)
 
 
 def test_every_engine_file_is_a_benchmarks_or_stands_under_one() -> None:

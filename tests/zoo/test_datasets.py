@@ -18,8 +18,8 @@ from zoo.datasets import DatasetConfig, dataset_config, dataset_root, decode, id
 from zoo.errors import ConfigError, DataError
 
 IMAGES = {"cat/2.png": 0, "cat/10.png": 0, "dog/1.JPEG": 1, "dog/3.png": 1, "emu/0.png": 2}
-ONE_KIND = "expected exactly one of class_folders, image_list, inaturalist_json, class_lists and image_sets"
-NEEDS_IMAGES = "image_list and inaturalist_json need images"
+ONE_KIND = "expected exactly one of class_folders, image_list, inaturalist_json, coco_json, class_lists"
+NEEDS_IMAGES = "image_list, inaturalist_json and coco_json need images"
 SETS = {
     "image_sets": [
         {"names": f"{year}/Main/train.txt", "images": f"{year}/JPEG/{{}}.jpg", "annotations": f"{year}/XML/{{}}.xml"}

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,26 @@ def test_a_record_of_a_cpu_run_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
     }
+
+
+def test_on_the_cpu_batches_are_handed_on_as_they_come() -> None:
+    came: list[int] = []
+
+    def batches() -> Iterator[tuple[int, tuple[torch.Tensor, ...]]]:
+        for number in range(3):
+            came.append(number)
+            yield number, (torch.full((2,), number),)
+
+    for number, (tensor,) in device.moved_ahead(batches(), CPU):
+        assert came[-1] == number and tensor.tolist() == [number] * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_batches_come_in_order_on_it() -> None:
+    batches = ((number, (torch.full((2,), number).pin_memory(),)) for number in range(5))
+    for expected, (number, (tensor,)) in enumerate(device.moved_ahead(batches, torch.device("cuda", 0))):
+        assert number == expected and tensor.is_cuda and tensor.tolist() == [number] * 2
 
 
 @pytest.mark.gpu

@@ -44,5 +44,14 @@ def test_loading_leaves_the_global_generator_alone(workers: int) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_rows_of_numbers_are_stacked_as_they_are() -> None:
+    def with_row(key: int) -> Sample:
+        return np.zeros((4, 5, 3), np.uint8), np.array([key, np.nan], np.float32)
+
+    ((images, rows),) = load_batches(with_row, [[3, 1]], num_workers=0)
+    assert images.shape == (2, 3, 4, 5) and images.is_contiguous()
+    assert rows.dtype == torch.float32 and rows[:, 0].tolist() == [3, 1] and rows[:, 1].isnan().all()
+
+
 def test_no_batches_are_none() -> None:
     assert list(load_batches(two_views, [], num_workers=0)) == []

@@ -22,7 +22,15 @@ def key(*overrides: str) -> str:
 
 @pytest.mark.parametrize(
     "override",
-    ["name=other", "family=other", "display=other", "monitor.k=5", "collapse.window=7", "save.every_steps=3"],
+    [
+        "name=other",
+        "family=other",
+        "display=other",
+        "monitor.k=5",
+        "collapse.window=7",
+        "save.every_steps=3",
+        "bad_images=replace",
+    ],
 )
 def test_names_monitor_and_saving_do_not_change_a_runs_key(override: str) -> None:
     assert key(override) == key()
@@ -41,6 +49,8 @@ def test_names_monitor_and_saving_do_not_change_a_runs_key(override: str) -> Non
         "batch_size=512",
         "base_lr=0.06",
         "weight_decay=0",
+        "arithmetic.precision=bf16",
+        "views.photometric=device",
     ],
 )
 def test_a_value_that_changes_the_weights_changes_the_key(override: str) -> None:
@@ -70,7 +80,8 @@ def test_a_row_names_its_seed_unless_it_is_the_usual_one() -> None:
         ("epochs=0", "epochs: input should be greater than 0, found 0"),
         ("views.flip_probability=1.5", "views.flip_probability: input should be less than or equal to 1, found 1.5"),
         ("momentum=1", "momentum: input should be less than 1, found 1"),
-        ("precision=fp16", "precision: input should be 'fp32', found 'fp16'"),
+        ("arithmetic.precision=fp16", "arithmetic.precision: input should be 'fp32' or 'bf16', found 'fp16'"),
+        ("arithmetic.accumulate=0", "arithmetic.accumulate: input should be greater than 0, found 0"),
         ("method={name: byol}", "method.name: expected one of 'simsiam', 'supervised', found 'byol'"),
     ],
 )

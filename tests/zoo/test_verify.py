@@ -89,7 +89,7 @@ def test_masks_are_class_numbers_of_their_pictures_size(describe: Describe) -> N
     assert annotated(root, "Masks/{}.png", masks) == [
         "Masks/b.png: expected labels 0…2 and 255, found 3; restore the file.",
         "Masks/c.png: a mask of 10 x 9 pixels, but its picture has 10 x 8; restore the one that is wrong.",
-        "Masks/d.png: expected a mask of one number a pixel, found colours; restore the file.",
+        "Masks/d.png: expected a mask of one byte a pixel (grey or palette), found colours; restore the file.",
     ]
 
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from zoo.errors import DataError
-from zoo.voc import VocAnnotation, VocObject, read_annotation
+from zoo.voc import ORIENTATION, VocAnnotation, VocObject, check_picture, read_annotation
 
 CLASSES = ("bird", "cat", "dog")
 SIZE = "<size><width>500</width><height>375</height><depth>3</depth></size>"
@@ -57,9 +58,45 @@ def test_an_image_may_have_no_object(annotation: Path) -> None:
     assert read_annotation(write(annotation, SIZE), CLASSES) == VocAnnotation(500, 375, ())
 
 
-def test_a_pixel_outside_the_image_is_rounding(annotation: Path) -> None:
-    write(annotation, SIZE, thing(box="0 0 501 376"))
-    assert read_annotation(annotation, CLASSES).objects[0].box == (0, 0, 501, 376)
+@pytest.mark.parametrize(
+    ("box", "found"),
+    [
+        ("-1 1 500 375", "x within 1…500, found -1…500"),
+        ("1 -0.5 500 375", "y within 1…375, found -0.5…375"),
+        ("1 1 502 375", "x within 1…500, found 1…502"),
+        ("1 1 500 376.2", "y within 1…375, found 1…376.2"),
+    ],
+)
+def test_a_box_outside_its_image_is_refused_and_one_that_fills_it_is_not(
+    annotation: Path, box: str, found: str
+) -> None:
+    write(annotation, SIZE, thing(box=box))
+    assert problems(annotation) == [f"object 1: expected {found}"]
+    for corners in ((1, 1, 500, 375), (0, 0, 501, 376)):  # the whole image; rounded outwards
+        write(annotation, SIZE, thing(box=" ".join(map(str, corners))))
+        assert read_annotation(annotation, CLASSES).objects[0].box == corners
+
+
+def test_a_picture_of_another_size_is_refused(tmp_path: Path) -> None:
+    written, path = VocAnnotation(20, 10, ()), tmp_path / "1.jpg"
+    Image.new("RGB", (20, 10)).save(path)
+    check_picture(path, written)
+    Image.new("RGB", (10, 20)).save(path)
+    with pytest.raises(DataError, match=r"1.jpg: expected 20 x 10 pixels as its annotation says, found 10 x 20"):
+        check_picture(path, written)
+    lying = Image.Exif()
+    lying[ORIENTATION] = 6
+    Image.new("RGB", (10, 20)).save(path, exif=lying)  # the engine turns it
+    check_picture(path, written)
+
+
+def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "1.jpg"
+    with pytest.raises(DataError, match=r"1.jpg: the image cannot be read \(.*No such file"):
+        check_picture(path, VocAnnotation(20, 10, ()))
+    path.write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"1.jpg: expected an image, found something PIL cannot identify"):
+        check_picture(path, VocAnnotation(20, 10, ()))
 
 
 def test_all_problems_of_a_file_are_told_at_once(annotation: Path) -> None:
