@@ -2,7 +2,7 @@
 
 The reference: fp32, NCHW, views by PIL. Fast: bf16, channels_last, fused SGD, views finished on the device; not
 compiled, which takes longer than the steps. Both start from the same weights and see the same draws of the images in
-FOLDER, at the recipe's rate for the batch. FIGURE gets both curves.
+FOLDER. FIGURE gets both curves.
 """
 
 import statistics
@@ -33,14 +33,15 @@ def main(
     figure: Annotated[Path, typer.Argument(help="the SVG to write")],
     steps: Annotated[int, typer.Option()] = 200,
     batch: Annotated[int, typer.Option(help="images a step")] = 16,
-    pixels: Annotated[int, typer.Option(help="side of a view")] = 64,
+    pixels: Annotated[int, typer.Option(help="side of a view")] = 32,
     arch: Annotated[str, typer.Option()] = "resnet18",
+    base_lr: Annotated[float, typer.Option(help="per 256 images")] = 0.5,
     threads: Annotated[int, typer.Option(help="on the CPU")] = 2,
 ) -> None:
     """Print the means of both losses over every WINDOW steps, and draw them."""
     torch.set_num_threads(threads)
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    changes = (f"batch_size={batch}", f"views.crop={pixels}", f"arch={arch}")
+    changes = (f"batch_size={batch}", f"views.crop={pixels}", f"arch={arch}", f"base_lr={base_lr}")
     config = load(CONFIGS / "pretrain" / "simsiam_r50_100e.yaml", PretrainConfig, overrides=changes)
     images: Any = SimpleNamespace(path=lambda index: paths[index])
     ways = {"reference": session_of(config, {}), "fast": session_of(config, FAST)}

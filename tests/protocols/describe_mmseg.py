@@ -15,7 +15,6 @@ from engines import mmseg as engine
 # the engine's module prepares what these need
 import torch
 from mmengine.hooks import ParamSchedulerHook
-from mmengine.runner import IterBasedTrainLoop
 from mmengine.structures import PixelData
 from mmseg.registry import DATASETS, TRANSFORMS
 from mmseg.structures import SegDataSample
@@ -189,6 +188,6 @@ def loader_facts(runner: Any, cfg: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     register_all_modules(init_default_scope=True)
-    IterBasedTrainLoop.run = lambda self: runners.append(self.runner)  # all is built and loaded then
+    engine.ExactLoop.run = lambda self: runners.append(self.runner)  # all is built and loaded then
     folders = [Path(argument) for argument in sys.argv[1:]]
     print(json.dumps({folder.name: describe(folder, read_job(folder)) for folder in folders}))
