@@ -8,7 +8,6 @@ training: each fills its batches from its own share of the images. Needs torch a
 
 import hashlib
 import random
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
@@ -17,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+
+from zoo.loading import outlive_signals
 
 Place = tuple[int, int]  # position in the endless stream of samples that all processes share, index in the dataset
 _ORDER, _SAMPLE, _STEP = range(3)  # what a seed is for
@@ -108,7 +109,7 @@ class Batches:
                 sampler=islice(self.places(self.purpose), self.start * self.batch, None),
                 num_workers=self.workers,
                 collate_fn=_unchanged,
-                worker_init_fn=_outlive_signals,
+                worker_init_fn=outlive_signals,
                 prefetch_factor=max(2, -(-2 * self.batch // self.workers)) if self.workers else None,  # two batches
             )
         )
@@ -121,12 +122,6 @@ class Batches:
     def close(self) -> None:
         """End the loader processes: they heed no signal, and would keep this process from leaving."""
         self._samples = None
-
-
-def _outlive_signals(worker: int) -> None:
-    """A signal to the whole process group is the main process's to answer: it wants a last batch, and it ends us."""
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(signum, signal.SIG_IGN)
 
 
 def _unchanged(sample: Any) -> Any:

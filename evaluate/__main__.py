@@ -28,7 +28,9 @@ from zoo.record import read_record
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Workers = Annotated[int, typer.Option("--workers", min=0, help="loader processes; no result depends on it")]
-Processes = Annotated[int, typer.Option("--procs", min=1, help="processes, one a GPU; no result depends on it")]
+Processes = Annotated[
+    int, typer.Option("--procs", min=1, help="processes, one a GPU; no result but an engine's training depends on it")
+]
 SuitePath = Annotated[Path, typer.Argument(metavar="SUITE.yaml", help="a file of configs/suites/")]
 Place = Literal["local", "slurm"]
 Jobs = Annotated[

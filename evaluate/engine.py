@@ -87,6 +87,8 @@ def measure(
         "proofs": measurement["proofs"],
         "overlay": weights.overlay,
         "steps": measurement["steps"],
+        "global_batch": measurement["batch"],  # these two as the engine had built them
+        "lr": measurement["lr"],
         "resumed_at": measurement["resumed_at"],  # 0: trained in one go; else the iteration it went on with
         "history": history(folder / "log.jsonl"),
     }

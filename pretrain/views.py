@@ -2,24 +2,21 @@
 
 SimSiam's augmentation (protocols §1.3, in that order): RandomResizedCrop, colour jitter, greyscale, Gaussian blur,
 horizontal flip. Drawing and applying are apart: a view's parameters are a function of (seed, epoch, sample index, view)
-alone (DESIGN §5), and applying them is torchvision's arithmetic on PIL images; the blur is PIL's own with radius = σ,
-as the reference's. Given the same factors the result is torchvision's to the pixel, which a test holds.
+alone (DESIGN §5), and applying them is what torchvision does to PIL images, PIL's own operations but for the hue; the
+blur is PIL's with radius = σ, as the reference's. Given the same factors the result is torchvision's to the pixel, which
+a test holds; importing torchvision itself would cost every process a second or two.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFilter
-from torchvision.transforms import functional as typed_functional
+from PIL import Image, ImageEnhance, ImageFilter
 
 from zoo.datasets import Manifest, decode
 from zoo.loading import Sample
 from zoo.recipe import Views
 from zoo.transforms import draw_crop_box, resized_crop, sample_rng
-
-functional: Any = typed_functional  # takes PIL images too; its annotations know tensors only
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +76,7 @@ def apply(image: Image.Image, parameters: ViewParameters, views: Views) -> Image
     if parameters.jitter is not None:
         image = apply_jitter(image, parameters.jitter)
     if parameters.grayscale:
-        image = functional.rgb_to_grayscale(image, num_output_channels=3)
+        image = image.convert("L").convert("RGB")
     if parameters.blur_radius is not None:
         image = image.filter(ImageFilter.GaussianBlur(radius=parameters.blur_radius))
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if parameters.flip else image
@@ -88,16 +85,23 @@ def apply(image: Image.Image, parameters: ViewParameters, views: Views) -> Image
 def apply_jitter(image: Image.Image, jitter: Jitter) -> Image.Image:
     """`image` after brightness, contrast, saturation and hue in the drawn order."""
     operations: tuple[tuple[Callable[[Image.Image, float], Image.Image], float | None], ...] = (
-        (functional.adjust_brightness, jitter.brightness),
-        (functional.adjust_contrast, jitter.contrast),
-        (functional.adjust_saturation, jitter.saturation),
-        (functional.adjust_hue, jitter.hue),
+        (lambda picture, factor: ImageEnhance.Brightness(picture).enhance(factor), jitter.brightness),
+        (lambda picture, factor: ImageEnhance.Contrast(picture).enhance(factor), jitter.contrast),
+        (lambda picture, factor: ImageEnhance.Color(picture).enhance(factor), jitter.saturation),
+        (shifted_hue, jitter.hue),
     )
     for number in jitter.order:
         operation, factor = operations[number]
         if factor is not None:
             image = operation(image, factor)
     return image
+
+
+def shifted_hue(image: Image.Image, turns: float) -> Image.Image:
+    """`image` with its hue turned on by `turns` of the circle, in PIL's 256 steps, towards zero."""
+    hue, saturation, value = image.convert("HSV").split()
+    steps = np.asarray(hue) + np.uint8(int(turns * 255) % 256)  # uint8: wraps around
+    return Image.merge("HSV", (Image.fromarray(steps), saturation, value)).convert("RGB")
 
 
 def read_views(manifest: Manifest, views: Views, seed: int, num_views: int, key: tuple[int, int]) -> Sample:

@@ -77,7 +77,7 @@ def _stacked(parts: Sequence[np.ndarray]) -> Tensor:
     return batch.permute(0, 3, 1, 2).contiguous() if batch.dim() == 4 else batch
 
 
-def _outlive_signals(worker: int) -> None:
+def outlive_signals(worker: int) -> None:
     """A signal to the whole process group is the main process's to answer: it may want a last batch, and it ends us."""
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_IGN)
@@ -105,7 +105,7 @@ def load_batches(
         collate_fn=_collate,
         pin_memory=pin,
         prefetch_factor=4 if num_workers else None,
-        worker_init_fn=_outlive_signals,
+        worker_init_fn=outlive_signals,
         generator=torch.Generator(),  # else the global one is advanced, for a seed that no worker uses
     )
     for batch in loader:

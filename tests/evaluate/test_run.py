@@ -22,12 +22,12 @@ def record_of(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("benchmark", ["tiny_knn", "tiny_linear"])
+@pytest.mark.parametrize(("benchmark", "numbers"), [("tiny_knn", (1, 2, 4)), ("tiny_linear", (1, 4))])
 def test_one_two_and_four_processes_give_the_same_record(
-    tree: Tree, tiny_files: Path, tmp_path: Path, benchmark: str
+    tree: Tree, tiny_files: Path, tmp_path: Path, benchmark: str, numbers: tuple[int, ...]
 ) -> None:
     found = []
-    for processes in (1, 2, 4):
+    for processes in numbers:
         records = tmp_path / f"records{processes}"
         arguments = ("--benchmark", benchmark, "--records", records, "--workers", "0", "--procs", str(processes))
         cache = str(tmp_path / f"cache{processes}")
