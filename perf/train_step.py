@@ -76,7 +76,7 @@ def main(
         for name in ways
     ]
     title = f"{recipe}, batch {batch}, {pixels} px, {threads} threads, medians of {repeats}"
-    columns = ["way", "s a step", "ratio", "ratio of processor time", "losses apart, at most"]
+    columns = ["way", "s", "ratio", "ratio, processor", "losses apart"]
     print_table(title, columns, rows)
     if out is not None:
         write_json(out, {"title": title, "wall": wall, "processor": processor, "losses": losses})

@@ -112,7 +112,14 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
             (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             for leftover in ("model_final.pth", "events.out.1", "last_checkpoint"):
                 (folder / leftover).write_text("x")
-            answer = {"engine": {"detectron2": "0.6"}, "proofs": {"tensors": 100}, "steps": 450, "resumed_at": 0}
+            answer = {
+                "engine": {"detectron2": "0.6"},
+                "proofs": {"tensors": 100},
+                "steps": 450,
+                "batch": 16,
+                "lr": 0.02,
+                "resumed_at": 0,
+            }
             return answer | {"num_scored": num_scored}, detections
 
         monkeypatch.setattr(launch, "measure", measure)
@@ -195,7 +202,15 @@ def test_a_rate_is_chosen_on_held_out_training_images(
             "score": np.full(len(rows), 0.9, np.float32),
             "box": np.array([row[2] for row in rows], np.float32) - shift,
         }
-        return {"engine": {}, "proofs": {}, "steps": 1, "resumed_at": 0, "num_scored": len(test)}, found
+        return {
+            "engine": {},
+            "proofs": {},
+            "steps": 1,
+            "batch": 16,
+            "lr": 0.02,
+            "resumed_at": 0,
+            "num_scored": len(test),
+        }, found
 
     monkeypatch.setattr(launch, "measure", measure)
     sweep = "settings.lr_sweep={factors: [0.3, 1.0, 3.0], held_out: 0.7, iterations: 1.0}"

@@ -143,7 +143,15 @@ def test_perfect_detections_score_100_and_are_kept(
         job = read_job(folder)
         handed.update(name=name, train=json.loads(Path(job.train).read_text()), fresh=job.fresh)
         (folder / "log.jsonl").write_text(json.dumps({"iteration": 0, "total_loss": 1.0, "lr": 0.1}) + "\n")
-        answer = {"engine": {"detectron2": "0.6"}, "proofs": {}, "steps": 1, "resumed_at": 0, "num_scored": len(TEST)}
+        answer = {
+            "engine": {"detectron2": "0.6"},
+            "proofs": {},
+            "steps": 1,
+            "batch": 16,
+            "lr": 0.02,
+            "resumed_at": 0,
+            "num_scored": len(TEST),
+        }
         return answer, perfect()
 
     monkeypatch.setattr(launch, "measure", measure)
