@@ -3,8 +3,8 @@
 SimSiam's augmentation (protocols §1.3, in that order): RandomResizedCrop, colour jitter, greyscale, Gaussian blur,
 horizontal flip. Drawing and applying are apart: a view's parameters are a function of (seed, epoch, sample index, view)
 alone (DESIGN §5), and applying them is what torchvision does to PIL images, PIL's own operations but for the hue; the
-blur is PIL's with radius = σ, as the reference's. Given the same factors the result is torchvision's to the pixel, which
-a test holds; importing torchvision itself would cost every process a second or two.
+blur is PIL's with radius = σ, as the reference's. Given the same factors the result is torchvision's to the pixel, as a
+test holds; importing torchvision itself would cost every process a second or two.
 """
 
 from collections.abc import Callable

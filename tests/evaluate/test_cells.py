@@ -141,7 +141,8 @@ def test_an_unknown_benchmark_names_those_there_are(own: Path) -> None:
     with pytest.raises(ConfigError, match=r"tiny_nothing.yaml: no such file; files there: .*cifar10_knn.yaml"):
         resolve("tiny_nothing", own / "checkpoint", 0)
     edit(own / "configs/benchmarks/tiny_knn.yaml", "benchmark: knn", "benchmark: nn")
-    with pytest.raises(ConfigError, match="expected one of detection, instance_segmentation, knn, linear, segmentation, voc_svm, found 'nn'"):
+    there = "detection, instance_segmentation, knn, linear, segmentation, voc_svm"
+    with pytest.raises(ConfigError, match=f"expected one of {there}, found 'nn'"):
         resolve("tiny_knn", own / "checkpoint", 0)
 
 
