@@ -386,7 +386,8 @@ class _Trainer(DefaultTrainer):
                 self.train()
             except FloatingPointError as error:
                 raise NonFinite(f"{error}\nLower SOLVER.BASE_LR, or look at the checkpoint's values.") from error
-        self.batches.close()
+            finally:
+                self.batches.close()
         if any_process(self.asked(), self.me):  # in the last iteration
             raise KeyboardInterrupt
 
@@ -410,8 +411,10 @@ class _PreciseBN(hooks.PreciseBN):
         self._batches = batches
 
     def update_stats(self) -> None:
-        super().update_stats()
-        self._batches.close()
+        try:
+            super().update_stats()
+        finally:
+            self._batches.close()
         if comm.get_world_size() > 1:
             for buffer in self._model.buffers():
                 dist.broadcast(buffer, 0)

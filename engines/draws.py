@@ -120,8 +120,14 @@ class Batches:
             yield batch
 
     def close(self) -> None:
-        """End the loader processes: they heed no signal, and would keep this process from leaving."""
+        """End the loader processes: they heed no signal, and would keep this process from leaving.
+
+        Asked for by name: after an error its traceback still holds the loader, which would end them when it goes.
+        """
+        samples: Any = self._samples
         self._samples = None
+        if self.workers and samples is not None:
+            samples._shutdown_workers()
 
 
 def _unchanged(sample: Any) -> Any:

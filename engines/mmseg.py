@@ -342,10 +342,12 @@ class ExactLoop(IterBasedTrainLoop):
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
         self.dataloader.start = self.iter
-        for batch in islice(self.dataloader, self.max_iters - self.iter):
-            self.runner.model.train()
-            self.run_iter(batch)
-        self.dataloader.close()
+        try:
+            for batch in islice(self.dataloader, self.max_iters - self.iter):
+                self.runner.model.train()
+                self.run_iter(batch)
+        finally:
+            self.dataloader.close()
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")
         return self.runner.model
