@@ -17,12 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from evaluate.ap import ClassOutcome, check
 from zoo.coco import CocoImage
-from zoo.errors import DataError, NonFiniteError
 
 Kind = Literal["bbox", "segm"]
 MOST = 100  # detections of a class in an image that count, those with the highest scores
-BLOCK_CELLS = 2**22  # (replicate, detection) pairs weighed together: some 50 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +39,6 @@ class Detections:
         return self.mask_counts[self.mask_offsets[row] : self.mask_offsets[row + 1]].tobytes()
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassOutcome:
-    """One class: what became of its detections, ranked by falling score, and how many objects there were to find."""
-
-    image: np.ndarray  # (d,) int64, index into the manifest
-    outcome: np.ndarray  # (T, d) int8: 1 right, 0 wrong, -1 ignored (it found a crowd)
-    num_objects: np.ndarray  # (N,) int64: objects of each image that are no crowd
-
-
 def thresholds() -> np.ndarray:
     """(10,) the IoU thresholds, to the last bit as pycocotools has them: the first is AP50's, the sixth AP75's."""
     from pycocotools.cocoeval import Params
@@ -64,7 +54,7 @@ def outcomes(detections: Detections, truth: Sequence[CocoImage], *, num_classes:
     """
     from pycocotools.cocoeval import COCOeval
 
-    _check(detections, len(truth), num_classes)
+    check(detections, num_images=len(truth), num_classes=num_classes)
     with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress
         objects = _coco(_objects(truth), truth, num_classes)
         evaluation: Any = COCOeval(objects, _coco(_found(detections, truth, kind), truth, num_classes), kind)
@@ -76,41 +66,16 @@ def outcomes(detections: Detections, truth: Sequence[CocoImage], *, num_classes:
     return [_outcome(found, images, len(evaluation.params.iouThrs)) for found in per_image]
 
 
-def average_precision(by_class: Sequence[ClassOutcome], counts: np.ndarray | None = None) -> np.ndarray:
-    """AP in percent of every threshold and class; NaN for a class without an object that is no crowd.
+def area(num_right: np.ndarray, num_scored: np.ndarray, recall: np.ndarray) -> np.ndarray:
+    """How COCO makes one number of precision over recall: the mean of the highest at this recall or more, 101 times."""
+    from pycocotools.cocoeval import Params
 
-    counts: None for the test set as it is, or (R, N) integers, how often each replicate draws each of N images. Images
-    drawn twice count twice, detections and objects both; where no two scores are equal that is exactly the AP of a test
-    set with the image in it twice. Returns (T, C) float64, or (R, T, C) with counts.
-    """
-    weights = np.ones((1, len(by_class[0].num_objects)), dtype=np.uint16) if counts is None else counts
-    ap = np.full((len(weights), len(by_class[0].outcome), len(by_class)), np.nan)
-    for label, mine in enumerate(by_class):
-        if not mine.num_objects.any():
-            continue
-        block = max(1, BLOCK_CELLS // max(1, len(mine.image)))
-        for start in range(0, len(weights), block):
-            part = weights[start : start + block]
-            ap[start : start + block, :, label] = _class_ap(
-                np.take(part, mine.image, axis=1), mine.outcome, part @ mine.num_objects
-            )
-    return ap if counts is not None else ap[0]
-
-
-def _check(detections: Detections, num_images: int, num_classes: int) -> None:
-    for what, found, end in (("labels", detections.label, num_classes), ("images", detections.image, num_images)):
-        foreign = (found < 0) | (found >= end)
-        if foreign.any():
-            raise DataError(
-                f"detections: expected {what} in 0…{end - 1}, found {found[foreign][0]} ({foreign.sum():,} of "
-                f"{len(found):,}); detector and dataset must have the same {what}."
-            )
-    finite = np.isfinite(detections.score) & np.isfinite(detections.box).all(1)
-    if not finite.all():
-        raise NonFiniteError(
-            f"detection {np.argmin(finite)} (image {detections.image[np.argmin(finite)]}) has a score or box that is "
-            f"NaN or infinite ({(~finite).sum():,} of {len(finite):,}); the training diverged."
-        )
+    recalls = np.asarray(Params("bbox").recThrs)  # the 101 points, to the last bit
+    precision = num_right / (num_scored + np.spacing(1))
+    highest = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    reached = np.searchsorted(recalls, recall, side="right")  # how many of the points this recall has passed
+    steps = np.diff(reached, axis=1, prepend=0) * highest
+    return np.ascontiguousarray(steps).sum(1) / len(recalls)
 
 
 def _coco(annotations: list[dict[str, Any]], truth: Sequence[CocoImage], num_classes: int) -> Any:
@@ -181,30 +146,3 @@ def _outcome(per_image: Sequence[Mapping[str, Any] | None], num_images: int, num
     )
     order = np.argsort(-score, kind="stable")
     return ClassOutcome(image=image[order], outcome=outcome[:, order], num_objects=num_objects)
-
-
-def _class_ap(drawn: np.ndarray, outcome: np.ndarray, num_objects: np.ndarray) -> np.ndarray:
-    """One class. drawn: (r, d) how often each ranked detection's image was drawn. num_objects: (r,). (r, T) percent.
-
-    Precision is looked at only behind right detections: elsewhere recall stands still and precision falls, which
-    changes no maximum.
-    """
-    from pycocotools.cocoeval import Params
-
-    recalls = np.asarray(Params("bbox").recThrs)  # the 101 points, to the last bit
-    ap = np.empty((len(drawn), len(outcome)))
-    taken = np.cumsum(drawn, axis=1, dtype=np.int32)
-    for column, row in enumerate(outcome):
-        right, ignored = np.flatnonzero(row == 1), np.flatnonzero(row == -1)
-        num_right = np.cumsum(np.take(drawn, right, axis=1), axis=1, dtype=np.int32)
-        num_ignored = np.cumsum(np.take(drawn, ignored, axis=1), axis=1, dtype=np.int32)
-        num_ignored = np.pad(num_ignored, ((0, 0), (1, 0)))  # none before the first
-        num_scored = np.take(taken, right, axis=1) - np.take(num_ignored, np.searchsorted(ignored, right), axis=1)
-        precision = num_right / (num_scored + np.spacing(1))
-        recall = num_right / np.maximum(num_objects, 1)[:, None]
-        highest = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]  # at this recall or more
-        reached = np.searchsorted(recalls, recall, side="right")  # how many of the points this recall has passed
-        steps = np.diff(reached, axis=1, prepend=0) * highest
-        ap[:, column] = np.ascontiguousarray(steps).sum(1) / len(recalls)
-    ap[num_objects == 0] = np.nan
-    return 100.0 * ap

@@ -10,20 +10,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from evaluate.ap import average_precision, mean_over_classes
 from evaluate.bootstrap import resample_counts
-from evaluate.engine import EngineSettings, all_read, class_names, labels, measure
+from evaluate.engine import EngineSettings, all_read, class_names, labels, measure, pictures
 from evaluate.job import FeatureSpec, Job
 from evaluate.lr_sweep import HeldOut, selection
-from evaluate.voc_ap import (
-    THRESHOLDS,
-    Detections,
-    GroundTruth,
-    Points,
-    Rule,
-    average_precision,
-    matches,
-    mean_over_classes,
-)
+from evaluate.voc_ap import THRESHOLDS, Detections, GroundTruth, Points, Rule, area, matches
 from zoo.config import Strict
 from zoo.datasets import Manifest, dataset_config
 from zoo.errors import DataError
@@ -74,7 +66,7 @@ def run(job: Job) -> Measurement:
         prepare=partial(prepared, layout="c4"),
         classes=classes,
         train=training_images(train, train_annotations, settings),
-        test=images(test, test_annotations),
+        test=pictures(test, test_annotations),
         held_out=partial(held_out, train, train_annotations, len(classes), settings),
     )
     detections = as_detections(found, settings)
@@ -122,10 +114,12 @@ def held_out(
 
     def score(found: dict[str, np.ndarray]) -> float:
         detections = as_detections(found, settings)
-        matched = matches(detections, truth, num_classes=num_classes, thresholds=(0.5,), rule=settings.matching)
-        return float(mean_over_classes(average_precision(matched, truth, points=settings.points))[0])
+        matched = matches(
+            detections, truth, num_images=len(rows), num_classes=num_classes, thresholds=(0.5,), rule=settings.matching
+        )
+        return float(mean_over_classes(average_precision(matched, area(settings.points)))[0])
 
-    out, tests = set(rows.tolist()), images(train, read)
+    out, tests = set(rows.tolist()), pictures(train, read)
     return HeldOut(
         fit=[image for image in training_images(train, read, settings) if image["image_id"] not in out],
         test=[tests[row] | {"image_id": number} for number, row in enumerate(rows.tolist())],
@@ -148,10 +142,12 @@ def scored(
     ap50_by_class = np.empty(0)
     for rule in get_args(Rule):
         thresholds = THRESHOLDS if rule == settings.matching else THRESHOLDS[:1]
-        matched = matches(detections, truth, num_classes=num_classes, thresholds=thresholds, rule=rule)
-        by_class = average_precision(matched, truth, points=settings.points)  # (T, C)
+        matched = matches(
+            detections, truth, num_images=len(test), num_classes=num_classes, thresholds=thresholds, rule=rule
+        )
+        by_class = average_precision(matched, area(settings.points))  # (T, C)
         means[rule] = mean_over_classes(by_class)
-        resampled[rule] = mean_over_classes(average_precision(matched, truth, points=settings.points, counts=counts))
+        resampled[rule] = mean_over_classes(average_precision(matched, area(settings.points), counts))
         if rule == settings.matching:
             ap50_by_class = by_class[0]
     own = settings.matching
@@ -194,24 +190,10 @@ def annotations(manifest: Manifest, classes: tuple[str, ...]) -> list[VocAnnotat
 
     def read(index: int) -> VocAnnotation:
         annotation = read_annotation(manifest.annotation(index), classes)
-        check_picture(manifest.path(index), annotation)
+        check_picture(manifest.path(index), width=annotation.width, height=annotation.height)
         return annotation
 
     return all_read(read, len(manifest), f"annotations of {manifest.dataset} {manifest.split}")
-
-
-def images(manifest: Manifest, read: list[VocAnnotation]) -> list[dict[str, Any]]:
-    """detectron2's dicts without boxes; image_id is the manifest's index."""
-    return [
-        {
-            "file_name": str(manifest.path(index)),
-            "image_id": index,
-            "height": annotation.height,
-            "width": annotation.width,
-            "annotations": [],
-        }
-        for index, annotation in enumerate(read)
-    ]
 
 
 def training_images(manifest: Manifest, read: list[VocAnnotation], settings: Settings) -> list[dict[str, Any]]:
@@ -222,7 +204,7 @@ def training_images(manifest: Manifest, read: list[VocAnnotation], settings: Set
     """
     shift = _shift(settings.lowered_by_one)
     listed = []
-    for image, annotation in zip(images(manifest, read), read, strict=True):
+    for image, annotation in zip(pictures(manifest, read), read, strict=True):
         kept = [o for o in annotation.objects if settings.difficult_in_training == "boxes" or not o.difficult]
         boxes = [{"category_id": o.label, "bbox": [float(v) for v in np.array(o.box) - shift]} for o in kept]
         if annotation.objects:

@@ -12,7 +12,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,6 +27,15 @@ from zoo.files import ensure_writable, write_atomic
 
 _KEPT = ("job.json", "log.jsonl", "events.")
 HISTORY = 200  # points of the loss curve that a record keeps
+
+
+class Sized(Protocol):
+    """An image's annotation, whatever else is in it."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
 
 
 class EngineSettings(Strict):
@@ -189,6 +198,20 @@ def class_names(dataset: str, classes: Sequence[str] | None) -> tuple[str, ...]:
     if classes is None:
         raise DataError(f"configs/datasets/{dataset}.yaml: expected `classes`, the names in label order, found none.")
     return tuple(classes)
+
+
+def pictures(manifest: Manifest, read: Sequence[Sized]) -> list[dict[str, Any]]:
+    """detectron2's dicts without objects; image_id is the manifest's index."""
+    return [
+        {
+            "file_name": str(manifest.path(index)),
+            "image_id": index,
+            "height": annotation.height,
+            "width": annotation.width,
+            "annotations": [],
+        }
+        for index, annotation in enumerate(read)
+    ]
 
 
 def all_read(read: Callable[[int], Any], count: int, what: str) -> list[Any]:

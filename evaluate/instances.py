@@ -10,18 +10,18 @@ from typing import Any, Literal
 
 import numpy as np
 
+from evaluate.ap import average_precision, mean_over_classes
 from evaluate.bootstrap import resample_counts
-from evaluate.coco_ap import Detections, Kind, average_precision, outcomes, thresholds
-from evaluate.engine import EngineSettings, all_read, class_names, labels, measure
+from evaluate.coco_ap import Detections, Kind, area, outcomes, thresholds
+from evaluate.engine import EngineSettings, all_read, class_names, labels, measure, pictures
 from evaluate.job import FeatureSpec, Job
 from evaluate.lr_sweep import HeldOut, selection
-from evaluate.voc_ap import mean_over_classes
 from zoo.coco import CocoImage, CocoObject, read_instances
 from zoo.config import Strict
 from zoo.datasets import Manifest, dataset_config
 from zoo.errors import DataError
 from zoo.record import Measurement
-from zoo.voc import VocAnnotation, check_picture
+from zoo.voc import check_picture
 
 ENGINE = "detectron2"
 KINDS: tuple[tuple[str, Kind], ...] = (("", "bbox"), ("mask_", "segm"))  # what a metric's name begins with
@@ -67,7 +67,7 @@ def run(job: Job) -> Measurement:
         prepare=partial(prepared, layout=settings.layout),
         classes=classes,
         train=training_images(train, trained, settings),
-        test=images(test, truth),
+        test=pictures(test, truth),
         held_out=partial(held_out, train, trained, len(classes), settings),
     )
     detections = Detections(**found)
@@ -98,9 +98,9 @@ def held_out(train: Manifest, read: list[CocoImage], num_classes: int, settings:
 
     def score(found: dict[str, np.ndarray]) -> float:
         by_class = outcomes(Detections(**found), held, num_classes=num_classes, kind="bbox")
-        return float(mean_over_classes(average_precision(by_class)).mean())
+        return float(mean_over_classes(average_precision(by_class, area)).mean())
 
-    out, tests = set(rows.tolist()), images(train, read)
+    out, tests = set(rows.tolist()), pictures(train, read)
     return HeldOut(
         fit=[image for image in training_images(train, read, settings) if image["image_id"] not in out],
         test=[tests[row] | {"image_id": number} for number, row in enumerate(rows.tolist())],
@@ -129,8 +129,11 @@ def scored(
     by_class = np.empty(0)
     for prefix, kind in KINDS:
         found = outcomes(detections, truth, num_classes=num_classes, kind=kind)
-        ap = average_precision(found)  # (T, C)
-        mean, resampled = mean_over_classes(ap), mean_over_classes(average_precision(found, counts))  # (T,), (R, T)
+        ap = average_precision(found, area)  # (T, C)
+        mean, resampled = (
+            mean_over_classes(ap),
+            mean_over_classes(average_precision(found, area, counts)),
+        )  # (T,), (R, T)
         metrics |= {f"{prefix}ap": float(mean.mean()), **{prefix + name: float(mean[row]) for name, row in at.items()}}
         replicates |= {
             f"{prefix}ap": resampled.mean(1),
@@ -150,24 +153,10 @@ def annotations(manifest: Manifest, classes: tuple[str, ...]) -> list[CocoImage]
 
     def read(index: int) -> CocoImage:
         image = by_name[manifest.path(index).name]
-        check_picture(manifest.path(index), VocAnnotation(image.width, image.height, ()))
+        check_picture(manifest.path(index), width=image.width, height=image.height)
         return image
 
     return all_read(read, len(manifest), f"images of {manifest.dataset} {manifest.split}")
-
-
-def images(manifest: Manifest, read: list[CocoImage]) -> list[dict[str, Any]]:
-    """detectron2's dicts without objects; image_id is the manifest's index."""
-    return [
-        {
-            "file_name": str(manifest.path(index)),
-            "image_id": index,
-            "height": image.height,
-            "width": image.width,
-            "annotations": [],
-        }
-        for index, image in enumerate(read)
-    ]
 
 
 def training_images(manifest: Manifest, read: list[CocoImage], settings: Settings) -> list[dict[str, Any]]:
@@ -179,7 +168,7 @@ def training_images(manifest: Manifest, read: list[CocoImage], settings: Setting
     where = f"dataset '{manifest.dataset}', {manifest.split}"
     listed: list[dict[str, Any]] = []
     run_lengths = 0
-    for image, annotation in zip(images(manifest, read), read, strict=True):
+    for image, annotation in zip(pictures(manifest, read), read, strict=True):
         single = [each for each in annotation.objects if not each.crowd]
         run_lengths += sum(isinstance(each.segmentation, dict) for each in single)
         if single:

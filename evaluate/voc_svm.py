@@ -34,11 +34,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import numpy as np
 from pydantic import Field, model_validator
 
+from evaluate.ap import mean_over_classes
 from evaluate.bootstrap import resample_counts
 from evaluate.job import FeatureSpec, Job, LayerName
 from evaluate.low_shot import check_pinned, low_shot_sets, read_sets, write_sets
 from evaluate.ranking import average_precision_every_point, average_precision_step, bootstrap_average_precision
-from evaluate.voc_ap import mean_over_classes
 from zoo.benchmark import BenchmarkConfig
 from zoo.config import Strict
 from zoo.datasets import Manifest, class_names, manifest

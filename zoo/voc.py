@@ -66,8 +66,8 @@ def read_annotation(path: Path, classes: Sequence[str]) -> VocAnnotation:
     return VocAnnotation(width, height, tuple(objects))
 
 
-def check_picture(path: Path, annotation: VocAnnotation) -> None:
-    """Raise DataError unless the image at `path` has the width and height that its annotation says. Reads no pixels."""
+def check_picture(path: Path, *, width: int, height: int) -> None:
+    """Raise DataError unless the image at `path` has the size in pixels that its annotation says. Reads no pixels."""
     try:
         with Image.open(path) as image:
             found = image.size if image.getexif().get(ORIENTATION, 1) < 5 else image.size[::-1]
@@ -75,9 +75,9 @@ def check_picture(path: Path, annotation: VocAnnotation) -> None:
         raise DataError(f"{path}: expected an image, found something PIL cannot identify; replace the file.") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: the image cannot be read ({error}); replace the file.") from error
-    if found != (annotation.width, annotation.height):
+    if found != (width, height):
         raise DataError(
-            f"{path}: expected {annotation.width} x {annotation.height} pixels as its annotation says, found "
+            f"{path}: expected {width} x {height} pixels as its annotation says, found "
             f"{found[0]} x {found[1]}; restore the one that is wrong."
         )
 

@@ -10,8 +10,8 @@ from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from evaluate.coco_ap import Detections, Kind, average_precision, outcomes
-from evaluate.voc_ap import mean_over_classes
+from evaluate.ap import average_precision, mean_over_classes
+from evaluate.coco_ap import Detections, Kind, area, outcomes
 from zoo.coco import CocoImage, CocoObject
 from zoo.errors import DataError, NonFiniteError
 
@@ -122,7 +122,7 @@ def measured(
     truth: list[CocoImage], detections: Detections, kind: Kind, counts: np.ndarray | None = None
 ) -> np.ndarray:
     by_class = outcomes(detections, truth, num_classes=len(CATEGORY_IDS), kind=kind)
-    return summary(average_precision(by_class, counts))
+    return summary(average_precision(by_class, area, counts))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -161,7 +161,7 @@ def test_perfect_detections_score_100_and_none_0(kind: Kind) -> None:
     assert measured(truth, perfect, kind) == pytest.approx([100.0] * 3)
     assert (measured(truth, found([]), kind) == 0).all()
     crowds = [CocoImage(WIDTH, HEIGHT, tuple(each for each in image.objects if each.crowd)) for image in truth]
-    assert np.isnan(average_precision(outcomes(perfect, crowds, num_classes=5, kind=kind))).all()
+    assert np.isnan(average_precision(outcomes(perfect, crowds, num_classes=5, kind=kind), area)).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

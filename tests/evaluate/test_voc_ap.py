@@ -10,16 +10,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from evaluate.voc_ap import (
-    THRESHOLDS,
-    Detections,
-    GroundTruth,
-    Points,
-    Rule,
-    average_precision,
-    matches,
-    mean_over_classes,
-)
+from evaluate.ap import average_precision, mean_over_classes
+from evaluate.voc_ap import THRESHOLDS, Detections, GroundTruth, Points, Rule, area, matches
 from zoo.errors import DataError, NonFiniteError
 from zoo.files import ROOT
 
@@ -55,8 +47,9 @@ def ap_of(
     thresholds: tuple[float, ...] = (0.5,),
     counts: np.ndarray | None = None,
 ) -> np.ndarray:
-    matched = matches(detections, truth, num_classes=num_classes, thresholds=thresholds, rule=rule)
-    return average_precision(matched, truth, points=points, counts=counts)
+    images = 1 + max(detections.image.max(initial=0), truth.image.max(initial=0)) if counts is None else counts.shape[1]
+    matched = matches(detections, truth, num_images=images, num_classes=num_classes, thresholds=thresholds, rule=rule)
+    return average_precision(matched, area(points), counts)
 
 
 def scene(
@@ -142,8 +135,8 @@ def test_perfect_detections_give_100_none_0_and_shuffled_labels_little(points: P
 def test_a_second_detection_of_a_box_is_wrong_and_the_higher_score_is_the_first() -> None:
     truth = annotated((0, 0, 0, BOX), (1, 0, 0, BOX))
     twice = found((0, 0, 0.7, BOX), (0, 0, 0.8, BOX), (1, 0, 0.6, BOX))
-    matched = matches(twice, truth, num_classes=1, thresholds=(0.5,), rule="above")
-    assert matched.order.tolist() == [1, 0, 2]
+    (matched,) = matches(twice, truth, num_images=2, num_classes=1, thresholds=(0.5,), rule="above")
+    assert matched.image.tolist() == [0, 0, 1]
     assert matched.outcome.tolist() == [[1, 0, 1]]
     np.testing.assert_allclose(ap_of(twice, truth), 100 * (1 / 2 + 1 / 2 * 2 / 3))
 
@@ -151,7 +144,7 @@ def test_a_second_detection_of_a_box_is_wrong_and_the_higher_score_is_the_first(
 def test_a_difficult_box_is_neither_missed_nor_found() -> None:
     truth = annotated((0, 0, 0, BOX), (0, 0, 1, FAR))
     found_both = found((0, 0, 0.9, FAR), (0, 0, 0.8, FAR), (0, 0, 0.7, BOX))
-    matched = matches(found_both, truth, num_classes=1, thresholds=(0.5,), rule="above")
+    (matched,) = matches(found_both, truth, num_images=1, num_classes=1, thresholds=(0.5,), rule="above")
     assert matched.outcome.tolist() == [[-1, -1, 1]]  # however often it is found
     np.testing.assert_allclose(ap_of(found_both, truth), 100.0)
     np.testing.assert_allclose(ap_of(found((0, 0, 0.7, BOX)), truth), 100.0)
@@ -189,15 +182,16 @@ def test_thresholds_do_not_influence_each_other() -> None:
     """At .75 the better-scored, worse-placed detection does not take the box."""
     truth = annotated((0, 0, 0, (1, 1, 10, 10)))
     both = found((0, 0, 0.9, (1, 1, 10, 6)), (0, 0, 0.8, (1, 1, 10, 9)))
-    matched = matches(both, truth, num_classes=1, thresholds=(0.5, 0.75), rule="above")
+    (matched,) = matches(both, truth, num_images=1, num_classes=1, thresholds=(0.5, 0.75), rule="above")
     assert matched.outcome.tolist() == [[1, 0], [0, 1]]
 
 
 def test_equal_scores_are_taken_by_image_then_in_the_order_given() -> None:
     truth = annotated((2, 0, 0, BOX))
     tied = found((2, 0, 0.5, BOX), (1, 0, 0.5, BOX), (2, 0, 0.5, FAR), (1, 0, 0.5, FAR))
-    matched = matches(tied, truth, num_classes=1, thresholds=(0.5,), rule="above")
-    assert matched.order.tolist() == [1, 3, 0, 2]
+    (matched,) = matches(tied, truth, num_images=3, num_classes=1, thresholds=(0.5,), rule="above")
+    assert matched.image.tolist() == [1, 1, 2, 2]
+    assert matched.outcome.tolist() == [[0, 0, 1, 0]]
 
 
 def test_an_inside_out_box_overlaps_nothing() -> None:
@@ -291,7 +285,8 @@ def test_of_equally_overlapped_boxes_mmdet_prefers_one_that_is_not_difficult() -
     truth = annotated((0, 0, 1, (1, 1, 10, 10)), (0, 0, 0, (5, 1, 14, 10)))
     between = found((0, 0, 0.9, (3, 1, 12, 10)))  # 8 of 12 columns are common with each
     outcomes = {
-        rule: matches(between, truth, num_classes=1, thresholds=(0.5,), rule=rule).outcome.tolist() for rule in RULES
+        rule: matches(between, truth, num_images=1, num_classes=1, thresholds=(0.5,), rule=rule)[0].outcome.tolist()
+        for rule in RULES
     }
     assert outcomes == {"above": [[-1]], "at_least": [[1]]}
 
@@ -310,7 +305,7 @@ def test_an_image_drawn_n_times_is_a_test_set_with_n_copies_of_it(
     points: Points, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without ties copies stand side by side in the ranking: for any counts, 0 too, the AP is the same."""
-    monkeypatch.setattr("evaluate.voc_ap.BLOCK_CELLS", 1000)  # some replicates at a time
+    monkeypatch.setattr("evaluate.ap.BLOCK_CELLS", 1000)  # some replicates at a time
     detections, truth = scene(4)
     counts = np.random.default_rng(0).integers(0, 4, (6, 40)).astype(np.uint16)
     counts[0] = 0

@@ -78,25 +78,25 @@ def test_a_box_outside_its_image_is_refused_and_one_that_fills_it_is_not(
 
 
 def test_a_picture_of_another_size_is_refused(tmp_path: Path) -> None:
-    written, path = VocAnnotation(20, 10, ()), tmp_path / "1.jpg"
+    path = tmp_path / "1.jpg"
     Image.new("RGB", (20, 10)).save(path)
-    check_picture(path, written)
+    check_picture(path, width=20, height=10)
     Image.new("RGB", (10, 20)).save(path)
     with pytest.raises(DataError, match=r"1.jpg: expected 20 x 10 pixels as its annotation says, found 10 x 20"):
-        check_picture(path, written)
+        check_picture(path, width=20, height=10)
     lying = Image.Exif()
     lying[ORIENTATION] = 6
     Image.new("RGB", (10, 20)).save(path, exif=lying)  # the engine turns it
-    check_picture(path, written)
+    check_picture(path, width=20, height=10)
 
 
 def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
     path = tmp_path / "1.jpg"
     with pytest.raises(DataError, match=r"1.jpg: the image cannot be read \(.*No such file"):
-        check_picture(path, VocAnnotation(20, 10, ()))
+        check_picture(path, width=20, height=10)
     path.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"1.jpg: expected an image, found something PIL cannot identify"):
-        check_picture(path, VocAnnotation(20, 10, ()))
+        check_picture(path, width=20, height=10)
 
 
 def test_all_problems_of_a_file_are_told_at_once(annotation: Path) -> None:
