@@ -27,6 +27,8 @@ import torch
 from torch import Tensor
 
 from zoo import interrupt
+from zoo.errors import ZooError
+from zoo.process import die_with_parent
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +90,10 @@ def write_job(folder: Path, job: Job) -> None:
 
 def write_answer(folder: Path, measurement: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Child's side. measurement.json comes last: if it is there, all is."""
+    assert all(values.dtype != object for values in arrays.values())  # what needs no pickle
     with (folder / ".arrays.npz").open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **dict(arrays))
+        save: Any = np.savez  # without `allow_pickle`, which numpy 1 takes for an array
+        save(stream, **arrays)
     (folder / ".arrays.npz").replace(folder / "arrays.npz")
     _replace(folder / "measurement.json", json.dumps(measurement, indent=1).encode())
 
@@ -107,13 +111,15 @@ def child(run: Callable[[Path, Job], None]) -> None:
     logging.getLogger("py.warnings").setLevel(logging.ERROR)  # the engines' own, by the dozen
     torch.multiprocessing.set_sharing_strategy("file_system")  # many small tensors from loader processes
     folder = Path(sys.argv[1])
+    if "RANK" in os.environ:  # the launcher does not do it
+        die_with_parent()
     try:
         with alone(folder):
             run(folder, read_job(folder))
     except KeyboardInterrupt:
         logging.shutdown()
         os._exit(interrupt.exit_code())
-    except Refused as refusal:
+    except (Refused, ZooError) as refusal:
         _fail(folder, str(refusal), refusal.exit_code)
     except ImportError as error:
         _fail(folder, f"{error}. Is the engine installed in {sys.executable}?", INPUT)
@@ -130,9 +136,27 @@ def alone(folder: Path) -> Iterator[None]:
     if int(os.environ.get("RANK", 0)) > 0:  # the others wait for the first one's process group
         yield
         return
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (folder / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            log.info("waiting for process %s, which an earlier command left at work in %s", lock.read(), folder)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
         yield
+
+
+@contextlib.contextmanager
+def loaders_refusal() -> Iterator[None]:
+    """A refusal in a loader's process: torch has put a traceback around its one line."""
+    try:
+        yield
+    except Refused as refusal:
+        said = str(refusal).rpartition("Refused: ")[2].strip()
+        raise type(refusal)(said) from refusal
 
 
 def _disk_is_full(error: Exception) -> bool:
@@ -145,9 +169,26 @@ def _disk_is_full(error: Exception) -> bool:
 def _fail(folder: Path, message: str, code: int) -> None:
     log.error("%s", message)
     with contextlib.suppress(OSError):  # a full disk: the parent then shows the code alone
-        _replace(folder / "failure.json", json.dumps({"message": message, "exit_code": code}).encode())
+        tell(folder, message, code)
     logging.shutdown()
     os._exit(code)  # now: peers wait in collectives, and threads of the engine would wait for them
+
+
+def tell(folder: Path, message: str, code: int) -> None:
+    """Write failure.json, unless a peer has: the others fail in their next exchange, which is not the reason.
+
+    A reason with a code of its own outranks a traceback, whoever was first.
+    """
+    path = folder / "failure.json"
+    written = path.with_name(f".failure.{os.getpid()}.tmp")
+    written.write_text(json.dumps({"message": message, "exit_code": code}))
+    try:
+        os.link(written, path)  # whole or not at all, and not over another one
+    except FileExistsError:
+        if code in (INPUT, NON_FINITE) and json.loads(path.read_text())["exit_code"] not in (INPUT, NON_FINITE):
+            written.replace(path)
+    finally:
+        written.unlink(missing_ok=True)
 
 
 def check_weights_file(job: Job) -> None:

@@ -33,6 +33,7 @@ from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
 from detectron2.config import CfgNode, get_cfg  # noqa: E402
 from detectron2.data import (  # noqa: E402
     DatasetCatalog,
+    DatasetMapper,
     MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
@@ -60,6 +61,7 @@ from engines.contract import (  # noqa: E402
     check_weights_file,
     child,
     cut_back,
+    loaders_refusal,
     log_period,
     write_answer,
 )
@@ -112,8 +114,11 @@ QUIET = (  # pages of what the proofs say in a line
 def run(folder: Path, job: Job) -> None:
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
+    # a traceback of whatever ends a training: `child` writes one where it is a bug, and else a line
+    logging.getLogger("detectron2.engine.train_loop").setLevel(logging.CRITICAL)
     check_weights_file(job)
-    loader: Any = build_detection_test_loader  # what it is decorated with hides its arguments from type checkers
+    loader: Any = build_detection_test_loader  # what these are decorated with hides their arguments from type checkers
+    mapper: Any = DatasetMapper
     with world() as me, _joined(me):
         cfg = configured(folder, job, me)
         seed_all(job.seed)  # the tensors that no checkpoint has
@@ -126,9 +131,11 @@ def run(folder: Path, job: Job) -> None:
         _register(TEST, job.test, job)
         trainer = _Trainer.resumed(cfg, job, me)
         proofs = trainer.proofs
-        trainer.complete()
-        images = loader(cfg, TEST, num_workers=job.workers)
-        found: Any = inference_on_dataset(_plain(trainer.model), images, _Collector(masks=cfg.MODEL.MASK_ON))
+        with loaders_refusal():
+            trainer.complete()
+            read = partial(_mapped, mapper(cfg, is_train=False))
+            images = loader(cfg, TEST, mapper=read, num_workers=job.workers)
+            found: Any = inference_on_dataset(_plain(trainer.model), images, _Collector(masks=cfg.MODEL.MASK_ON))
         if me.is_main:
             scored = found.pop("num_images")
             measurement = {
@@ -441,7 +448,15 @@ class _Mapped:
     mapper: Callable[[dict[str, Any]], Any]
 
     def __call__(self, index: int) -> Any:
-        return self.mapper(self.listed[index])
+        return _mapped(self.mapper, self.listed[index])
+
+
+def _mapped(mapper: Callable[[dict[str, Any]], Any], image: dict[str, Any]) -> Any:
+    """Raises Refused naming the image where PIL cannot read it."""
+    try:
+        return mapper(image)
+    except (OSError, SyntaxError) as error:  # ValueError may be a bug in an augmentation, whose traceback is needed
+        raise Refused(f"{image['file_name']}: the image cannot be read ({error}); restore the file.") from error
 
 
 def _plain(model: nn.Module) -> nn.Module:

@@ -31,7 +31,7 @@ import mmengine.device.utils as engine_device  # noqa: E402
 import mmseg  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from mmcv.transforms import BaseTransform  # noqa: E402
+from mmcv.transforms import BaseTransform, LoadImageFromFile  # noqa: E402
 from mmengine.config import Config, ConfigDict  # noqa: E402
 from mmengine.dataset import Compose, pseudo_collate  # noqa: E402
 from mmengine.hooks import CheckpointHook, Hook  # noqa: E402
@@ -56,6 +56,7 @@ from engines.contract import (  # noqa: E402
     check_weights_file,
     child,
     cut_back,
+    loaders_refusal,
     log_period,
     write_answer,
 )
@@ -64,6 +65,7 @@ from zoo import device as devices  # noqa: E402
 from zoo import interrupt  # noqa: E402
 from zoo.distributed import World, any_process, barrier, gather_by_index, share, world  # noqa: E402
 from zoo.errors import DataError  # noqa: E402
+from zoo.images import check_whole  # noqa: E402
 from zoo.masks import IGNORED, read_mask, size_problem  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -82,6 +84,21 @@ class ListedImages(BaseSegDataset):
     def load_data_list(self) -> list[dict[str, Any]]:
         fixed = {"label_map": None, "reduce_zero_label": False}
         return [{**image, **fixed, "seg_fields": []} for image in json.loads(Path(self.ann_file).read_text())]
+
+
+@TRANSFORMS.register_module()
+class LoadPicture(LoadImageFromFile):
+    """mmcv's, with a refusal that names the file; a file that is cut off would be grey where it ends (zoo.images)."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
+        path = Path(results["img_path"])
+        try:
+            check_whole(path)
+            return super().transform(results)
+        except DataError as error:
+            raise Refused(str(error)) from error
+        except Exception as error:  # which one, the reader's library decides; mmcv's own says the path only
+            raise Refused(f"{path}: the image cannot be decoded; replace the file.") from error
 
 
 @TRANSFORMS.register_module()
@@ -108,16 +125,6 @@ class LoadLabels(BaseTransform):
         return results
 
 
-@contextmanager
-def _loaders_refusal() -> Iterator[None]:
-    """A refusal in a loader's process: torch has put a traceback around its one line."""
-    try:
-        yield
-    except Refused as refusal:
-        said = str(refusal).rpartition("Refused: ")[2].strip()
-        raise type(refusal)(said) from refusal
-
-
 def run(folder: Path, job: Job) -> None:
     check_weights_file(job)
     register_all_modules(init_default_scope=True)
@@ -131,7 +138,7 @@ def run(folder: Path, job: Job) -> None:
             model.init_weights()
             write_answer(folder, {"proofs": prove(model.to(job.device), cfg, job), **versions()}, {})
             return
-        with _loaders_refusal():
+        with loaders_refusal():
             trained = train(model, cfg, folder, job, me)
             areas, maps = tested(model, cfg, job, me)
         if me.is_main:
@@ -169,8 +176,11 @@ def configured(job: Job, me: World) -> dict[str, Any]:
         loader["dataset"] |= {"ignore_index": IGNORED, "reduce_zero_label": False, "test_mode": role == "test"}
         loader["num_workers"] = job.workers
         pipeline = loader["dataset"]["pipeline"]
-        own = {"type": "LoadLabels", "num_classes": len(job.classes)}
-        loader["dataset"]["pipeline"] = [s | own if s.get("type") == "LoadAnnotations" else s for s in pipeline]
+        own = {
+            "LoadImageFromFile": {"type": "LoadPicture"},
+            "LoadAnnotations": {"type": "LoadLabels", "num_classes": len(job.classes)},
+        }
+        loader["dataset"]["pipeline"] = [step | own.get(step.get("type"), {}) for step in pipeline]
         with _as_refusal():
             Compose(loader["dataset"]["pipeline"])
     cfg["train_dataloader"]["batch_size"] //= me.size

@@ -79,7 +79,7 @@ def run(job: Job) -> Measurement:
     return Measurement(
         metrics=metrics,
         num_scored=len(test),
-        selection=selection(settings.lr_sweep, "AP50"),
+        selection=selection(settings.lr_sweep, "AP50", scaled=settings.global_batch is not None),
         per_sample={f"detection_{name}": values for name, values in vars(detections).items()},
         replicates=replicates,
         details=details,

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from engines import launch
 from engines.launch import Name
 from evaluate import lr_sweep, scaling
 from evaluate.job import Job, Positive
@@ -25,7 +26,8 @@ from zoo.datasets import Manifest
 from zoo.errors import CheckpointError, ConfigError, DataError, ZooError, several
 from zoo.files import ensure_writable, write_atomic
 
-_KEPT = ("job.json", "log.jsonl", "events.")
+_KEPT = ("job.json", "log.jsonl", "events.", lr_sweep.POINT)
+TRAINED_BY = "trained_by.json"
 HISTORY = 200  # points of the loss curve that a record keeps
 
 
@@ -76,7 +78,7 @@ def measure(
     notes: list[str] = []
     if settings.global_batch is not None:
         config, details["scaled"] = scaling.scaled(name, config, settings.global_batch)
-        notes.append(scaling.remark(settings.engine_config, details["scaled"]))
+        notes.append(scaling.remark(settings.engine_config, details["scaled"], swept=settings.lr_sweep is not None))
     refuse_uneven(name, config, job.procs)
     parts = None
     if settings.lr_sweep is not None:
@@ -91,6 +93,7 @@ def measure(
         config, details["lr_sweep"] = lr_sweep.choose(name, config, settings.lr_sweep, parts, folder, train_point)
         notes += filter(None, [lr_sweep.remark(details["lr_sweep"])])
     measurement, arrays = _run(name, job, folder, weights, config, classes, train, test)
+    notes += filter(None, [mixture(folder)])
     details |= {
         "engine": measurement["engine"],
         "proofs": measurement["proofs"],
@@ -109,6 +112,10 @@ def measure(
 def refuse_uneven(name: Name, config: dict[str, Any], procs: int) -> None:
     """Raises ConfigError for a global batch that --procs processes cannot share equally."""
     batch = scaling.value_at(config, scaling.BATCH[name])
+    if batch is None:
+        raise ConfigError(
+            f"settings.engine_config: expected {scaling.BATCH[name]}, the global batch, found none; state it."
+        )
     if batch % procs:
         fitting = ", ".join(str(number) for number in range(1, batch + 1) if batch % number == 0)
         raise ConfigError(
@@ -138,11 +145,11 @@ def _run(
     test: list[dict[str, Any]],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """One training and its test, in a folder of its own; goes on from what a killed one left there."""
-    from engines import launch
     from engines.contract import Job as Handed
     from engines.contract import write_job
 
     folder.mkdir(exist_ok=True)
+    sign(folder, name, job)
     for role, images in (("train", train), ("test", test)):
         write_atomic(folder / f"{role}.json", json.dumps(images))
     write_job(
@@ -167,6 +174,29 @@ def _run(
     return measurement, arrays
 
 
+def sign(folder: Path, name: Name, job: Job) -> None:
+    """Note in `folder` who trains there from now on; whoever left no checkpoint is forgotten."""
+    path = folder / TRAINED_BY
+    earlier = json.loads(path.read_text()) if path.exists() and (folder / "last_checkpoint").exists() else []
+    here = {"processes": job.procs, "device": job.me.device.type, "interpreter": launch.interpreter(name)}
+    if not earlier or earlier[-1] != here:
+        write_atomic(path, json.dumps([*earlier, here]))
+
+
+def mixture(folder: Path) -> str | None:
+    """What stands below a table where a cell's trainings went on, or were compared, under other conditions."""
+    found = [each for path in folder.rglob(TRAINED_BY) for each in json.loads(path.read_text())]
+    kinds = sorted({f"{each['processes']} on {each['device']}" for each in found})
+    if len(kinds) > 1:
+        return (
+            f"trained in parts by different numbers of processes or on different devices ({', '.join(kinds)}): other "
+            "draws and other rounding than any of them alone."
+        )
+    if len({each["interpreter"] for each in found}) > 1:
+        return "trained in parts by different installations of the engine."
+    return None
+
+
 def labels(details: dict[str, Any]) -> dict[str, str]:
     """A record's labels: the learning rate that was chosen, where one was."""
     return {"learning_rate": f"{details['lr_sweep']['lr']:g}"} if "lr_sweep" in details else {}
@@ -187,7 +217,9 @@ def history(path: Path) -> list[dict[str, float]]:
 def tidy(folder: Path) -> None:
     """Remove all of a measured cell's folder but its job and logs: checkpoints are ten times the weights' size."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if not path.name.startswith(_KEPT):
+        if path.name.startswith(lr_sweep.POINT_FOLDER):
+            tidy(path)
+        elif not path.name.startswith(_KEPT):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     with contextlib.suppress(OSError):
         folder.rmdir()  # where nothing is worth keeping

@@ -5,6 +5,8 @@ with res5 and one more batch norm in its heads (`layout`). Both engines leave ou
 crowd, and train on no crowd; which tiny objects they leave out differs (`trained_objects`). All test images are scored.
 """
 
+from collections.abc import Mapping
+from dataclasses import fields
 from functools import partial
 from typing import Any, Literal
 
@@ -16,14 +18,16 @@ from evaluate.coco_ap import Detections, Kind, area, outcomes, thresholds
 from evaluate.engine import EngineSettings, all_read, class_names, labels, measure, pictures
 from evaluate.job import FeatureSpec, Job
 from evaluate.lr_sweep import HeldOut, selection
-from zoo.coco import CocoImage, CocoObject, read_instances
+from evaluate.scaling import value_at
+from zoo.coco import CocoImage, CocoObject, image_at, read_instances
 from zoo.config import Strict
 from zoo.datasets import Manifest, dataset_config
-from zoo.errors import DataError
+from zoo.errors import ConfigError, DataError, several
 from zoo.record import Measurement
 from zoo.voc import check_picture
 
 ENGINE = "detectron2"
+MASK_ON, MASK_FORMAT = "MODEL.MASK_ON", "INPUT.MASK_FORMAT"  # of its configuration
 KINDS: tuple[tuple[str, Kind], ...] = (("", "bbox"), ("mask_", "segm"))  # what a metric's name begins with
 
 
@@ -52,11 +56,13 @@ def deterministic(settings: Settings) -> bool:
 def run(job: Job) -> Measurement:
     """COCO's AP (IoU .50:.05:.95), AP50 and AP75 of boxes and of masks, in percent, of the last iteration.
 
-    Raises DataError for annotations that cannot be used, before any training; else as evaluate.engine.measure.
+    Raises DataError for annotations that cannot be used, ConfigError for an engine that would not outline, before any
+    training; else as evaluate.engine.measure.
     """
     from converters.to_detectron2 import prepared
 
     settings: Settings = job.settings
+    refuse_no_masks(settings.engine_config)
     train, test = job.manifests["train"], job.manifests["test"]
     classes = class_names(test.dataset, dataset_config(test.dataset).classes)
     trained, truth = annotations(train, classes), annotations(test, classes)
@@ -70,7 +76,7 @@ def run(job: Job) -> Measurement:
         test=pictures(test, truth),
         held_out=partial(held_out, train, trained, len(classes), settings),
     )
-    detections = Detections(**found)
+    detections = detections_of(found)
     metrics, replicates, by_class = scored(detections, truth, test, len(classes))
     details |= {
         "ap_by_class": {name: _or_none(value) for name, value in zip(classes, by_class, strict=True)},
@@ -80,7 +86,7 @@ def run(job: Job) -> Measurement:
     return Measurement(
         metrics=metrics,
         num_scored=len(test),
-        selection=selection(settings.lr_sweep, "box AP"),
+        selection=selection(settings.lr_sweep, "box AP", scaled=settings.global_batch is not None),
         per_sample={f"detection_{name}": values for name, values in vars(detections).items()},
         replicates=replicates,
         details=details,
@@ -97,7 +103,7 @@ def held_out(train: Manifest, read: list[CocoImage], num_classes: int, settings:
     _refuse_nothing_to_find(held, f"dataset '{train.dataset}', {train.split}, held-out part")
 
     def score(found: dict[str, np.ndarray]) -> float:
-        by_class = outcomes(Detections(**found), held, num_classes=num_classes, kind="bbox")
+        by_class = outcomes(detections_of(found), held, num_classes=num_classes, kind="bbox")
         return float(mean_over_classes(average_precision(by_class, area)).mean())
 
     out, tests = set(rows.tolist()), pictures(train, read)
@@ -152,7 +158,7 @@ def annotations(manifest: Manifest, classes: tuple[str, ...]) -> list[CocoImage]
     by_name = read_instances(manifest.annotation(0), classes)
 
     def read(index: int) -> CocoImage:
-        image = by_name[manifest.path(index).name]
+        image = image_at(by_name, manifest.paths[index])
         check_picture(manifest.path(index), width=image.width, height=image.height)
         return image
 
@@ -162,9 +168,11 @@ def annotations(manifest: Manifest, classes: tuple[str, ...]) -> list[CocoImage]
 def training_images(manifest: Manifest, read: list[CocoImage], settings: Settings) -> list[dict[str, Any]]:
     """detectron2's dicts with boxes and outlines; images without any object that is no crowd are left out.
 
+    Where the engine is told to read bitmaps, outlines are drawn as pixels of the image as it is stored, and resized as
+    pixels, as mmdet does (protocols §2.9, masks): it would resize polygons as such.
     Raises DataError when no image is left, and when an outline is of another kind than the engine is told to read.
     """
-    polygons_only = settings.engine_config["INPUT"]["MASK_FORMAT"] == "polygon"
+    polygons_only = value_at(settings.engine_config, MASK_FORMAT) == "polygon"
     where = f"dataset '{manifest.dataset}', {manifest.split}"
     listed: list[dict[str, Any]] = []
     run_lengths = 0
@@ -172,7 +180,8 @@ def training_images(manifest: Manifest, read: list[CocoImage], settings: Setting
         single = [each for each in annotation.objects if not each.crowd]
         run_lengths += sum(isinstance(each.segmentation, dict) for each in single)
         if single:
-            kept = [_engine_object(each) for each in single if _is_trained(each, settings)]
+            size = None if polygons_only else (annotation.height, annotation.width)
+            kept = [_engine_object(each, size) for each in single if _is_trained(each, settings)]
             listed.append(image | {"annotations": kept})
     if polygons_only and run_lengths:
         raise DataError(
@@ -190,14 +199,34 @@ def _is_trained(each: CocoObject, settings: Settings) -> bool:
     return min(each.box[2:]) >= 1 and each.area > 0
 
 
-def _engine_object(each: CocoObject) -> dict[str, Any]:
+def refuse_no_masks(engine_config: Mapping[str, Any]) -> None:
+    problems = []
+    if value_at(engine_config, MASK_ON) is not True:
+        problems.append(f"{MASK_ON}: expected true, found {value_at(engine_config, MASK_ON)}")
+    if value_at(engine_config, MASK_FORMAT) not in ("polygon", "bitmask"):
+        problems.append(f"{MASK_FORMAT}: expected polygon or bitmask, found {value_at(engine_config, MASK_FORMAT)}")
+    if problems:
+        raise ConfigError(several("settings.engine_config: instance segmentation needs masks:", problems))
+
+
+def detections_of(found: Mapping[str, np.ndarray]) -> Detections:
+    """What the engine wrote, of which others may keep more."""
+    return Detections(**{each.name: found[each.name] for each in fields(Detections)})
+
+
+def _engine_object(each: CocoObject, size: tuple[int, int] | None) -> dict[str, Any]:
+    """size: of the image, (height, width), where outlines are to arrive as pixels."""
     from pycocotools import mask
 
     compress: Any = mask.frPyObjects  # its types know one of the three things it takes
     x, y, width, height = each.box
     outline: Any = each.segmentation
-    if isinstance(outline, dict) and isinstance(outline["counts"], list):
+    packed: Any = None
+    if isinstance(outline, list) and size is not None:
+        packed = mask.merge(compress(outline, *size))
+    elif isinstance(outline, dict) and isinstance(outline["counts"], list):
         packed = compress(outline, *outline["size"])
+    if packed is not None:
         outline = packed | {"counts": packed["counts"].decode()}
     return {"category_id": each.label, "bbox": [x, y, x + width, y + height], "segmentation": outline}
 

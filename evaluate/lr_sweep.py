@@ -12,7 +12,7 @@ Every point has a folder of its own in the cell's work folder: a killed one goes
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +28,7 @@ from zoo.files import write_atomic
 
 log = logging.getLogger(__name__)
 POINT = "point.json"
+POINT_FOLDER = "rate_"  # and the factor
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -111,14 +112,15 @@ def remark(found: Mapping[str, Any]) -> str | None:
     )
 
 
-def selection(sweep: LrSweep | None, metric: str) -> str:
-    """A record's `selection`, of the model after the last iteration."""
+def selection(sweep: LrSweep | None, metric: str, *, scaled: bool) -> str:
+    """A record's `selection`, of the model after the last iteration. scaled: the batch is not the protocol's."""
     if sweep is None:
         return "last iteration"
     factors = ", ".join(f"{factor:g}" for factor in sweep.factors)
+    rate = "scaled one" if scaled else "protocol's"
     short = "" if sweep.iterations == 1 else f", trained {sweep.iterations:g} of the iterations each"
     return (
-        f"last iteration; learning rate ({factors} times the protocol's{short}) chosen by {metric} on "
+        f"last iteration; learning rate ({factors} times the {rate}{short}) chosen by {metric} on "
         f"{100 * sweep.held_out:g} % of the training images"
     )
 
@@ -133,9 +135,10 @@ def _point(
     train: Callable[[Path, dict[str, Any], HeldOut], dict[str, np.ndarray]],
 ) -> dict[str, Any]:
     """One rate's score, from its folder where it is finished."""
-    home = folder / f"rate_{factor:g}"
+    home = folder / f"{POINT_FOLDER}{factor:g}"
     finished = home / POINT
     if finished.exists():
+        _sweep(home)  # a kill may have come before it
         return json.loads(finished.read_text())
     mine = reshaped(engine, config, rate=factor, length=sweep.iterations)
     point = {"factor": factor, "lr": value_at(mine, RATE[engine]), "iterations": value_at(mine, LENGTH[engine])}
@@ -146,11 +149,12 @@ def _point(
         log.warning("%s", error)
         point["score"] = None
     write_atomic(finished, json.dumps(point))
-    _sweep(home, keep=(POINT, "log.jsonl"))  # checkpoints and arrays: ten times the weights' size
+    _sweep(home)
     return point
 
 
-def _sweep(folder: Path, *, keep: Sequence[str]) -> None:
+def _sweep(folder: Path) -> None:
+    """Remove checkpoints and arrays, ten times the weights' size; what is left tells of the training."""
     for path in folder.iterdir():
-        if path.name not in keep:
+        if path.suffix not in (".json", ".jsonl") or path.name in ("train.json", "test.json"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

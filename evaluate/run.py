@@ -115,7 +115,10 @@ def _announce(cell: Cell, manifests: dict[str, Manifest]) -> None:
     log.info("checkpoint: %s, tensors %s", cell.card.arch, cell.card.tensors_sha256[:16])
     for role, listed in manifests.items():
         log.info("%s: %s %s, %d images, %s", role, listed.dataset, listed.split, len(listed), listed.sha256[:16])
-    log.info("settings: %s", cell.config.settings.model_dump(mode="json"))
+    settings = cell.config.settings.model_dump(mode="json")
+    if "engine_config" in settings:  # a page of it; the engine's job.json and the record have it whole
+        settings["engine_config"] = "…"
+    log.info("settings: %s", settings)
 
 
 def _check(measurement: Measurement, test: Manifest) -> None:

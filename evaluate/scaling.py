@@ -56,12 +56,15 @@ def scaled(engine: Name, config: Mapping[str, Any], batch: int) -> tuple[dict[st
     }
 
 
-def remark(config: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """The sentence that stands below a table with such a value. config: the protocol's; found: `scaled`'s second."""
+def remark(config: Mapping[str, Any], found: Mapping[str, Any], *, swept: bool) -> str:
+    """The sentence that stands below a table with such a value. config: the protocol's; found: `scaled`'s second.
+
+    swept: whether a sweep chose another rate after that.
+    """
     (lr, lr_here), (length, length_here) = found["lr"], found["iterations"]
     text = (
         f"a global batch of {found['to']} images in place of {found['from']}, scaled linearly: rate {lr:g} → "
-        f"{lr_here:g}, {length:,} → {length_here:,} iterations"
+        f"{lr_here:g}{' before the sweep' if swept else ''}, {length:,} → {length_here:,} iterations"
     )
     if found["rounded_up"]:
         text += f", rounded up: {', '.join(found['rounded_up'])}"

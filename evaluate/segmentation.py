@@ -2,11 +2,12 @@
 
 mmsegmentation trains an FCN on a plain ResNet whose last two stages are dilated, as the native configuration says
 (`engine_config`). The child counts pixels per image and class with mmsegmentation's own metric; mIoU and its bootstrap
-replicates are sums of those counts. Before it starts, the headers of all label maps are compared with their images'
-(`check_masks`); the child reads every pixel anyway, and stops at the first that is no class.
+replicates are sums of those counts. Before it starts, the headers of all label maps are compared with their images',
+and a labelled pixel is looked for in each split (`check_masks`); the child reads every pixel anyway, and stops at the
+first that is no class.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from zoo.config import Strict
 from zoo.datasets import Manifest, dataset_config
 from zoo.errors import DataError
 from zoo.layouts import refuse
-from zoo.masks import header_problem, read_mask
+from zoo.masks import IGNORED, header_problem, read_mask
 from zoo.record import Measurement
 from zoo.verify import sample
 
@@ -53,7 +54,7 @@ def deterministic(settings: Settings) -> bool:
 def run(job: Job) -> Measurement:
     """mIoU and pixel accuracy in percent, of the last iteration; 255 is ignored.
 
-    Raises as `check_masks` and evaluate.engine.measure do.
+    Raises as `check_masks`, evaluate.engine.measure and `totals` do.
     """
     from converters.to_mmseg import prepared
 
@@ -68,10 +69,10 @@ def run(job: Job) -> Measurement:
         classes=classes,
         train=images(train),
         test=images(test),
-        held_out=partial(held_out, train),
+        held_out=partial(held_out, train, len(classes)),
     )
     pixels = {name: found[name].astype(np.int64) for name in COUNTS}
-    whole = {name: values.sum(0) for name, values in pixels.items()}
+    whole = totals(pixels, test)
     drawn = resample_counts(len(test), manifest_sha256=test.sha256).astype(np.int64)  # (R, N)
     resampled = {name: drawn @ values for name, values in pixels.items()}  # (R, C)
     by_class = class_iou(whole["intersect"], whole["union"])
@@ -84,7 +85,7 @@ def run(job: Job) -> Measurement:
     return Measurement(
         metrics={"miou": float(mean_iou(by_class)), "accuracy": float(accuracy(whole))},
         num_scored=len(test),
-        selection=selection(settings.lr_sweep, "mIoU"),
+        selection=selection(settings.lr_sweep, "mIoU", scaled=settings.global_batch is not None),
         per_sample=pixels | {name: values for name, values in found.items() if name.startswith("map_")},
         replicates={
             "miou": mean_iou(class_iou(resampled["intersect"], resampled["union"])),
@@ -95,16 +96,26 @@ def run(job: Job) -> Measurement:
     )
 
 
-def held_out(train: Manifest, rows: np.ndarray) -> HeldOut:
-    """The training images without those at `rows`, and these as a test set scored by mIoU."""
+def held_out(train: Manifest, num_classes: int, rows: np.ndarray) -> HeldOut:
+    """The training images without those at `rows`, and these as a test set scored by mIoU.
+
+    Raises DataError when nothing is labelled in either.
+    """
+    fit = np.setdiff1d(np.arange(len(train)), rows)
+    for part, name, change in ((rows, "held-out", "raise"), (fit, "remaining", "lower")):
+        if not has_labels(train, num_classes, part):
+            raise DataError(
+                f"{train.dataset} {train.split}: expected labelled pixels in the label maps of the {len(part):,} "
+                f"{name} images, found none; {change} settings.lr_sweep.held_out."
+            )
 
     def score(found: dict[str, np.ndarray]) -> float:
         intersect, union = (found[name].astype(np.int64).sum(0) for name in ("intersect", "union"))
         return float(mean_iou(class_iou(intersect, union)))
 
-    listed, out = images(train), set(rows.tolist())
+    listed = images(train)
     return HeldOut(
-        fit=[image for index, image in enumerate(listed) if index not in out],
+        fit=[listed[row] for row in fit],
         test=[listed[row] for row in rows],
         score=score,
         metric="mIoU",
@@ -112,9 +123,10 @@ def held_out(train: Manifest, rows: np.ndarray) -> HeldOut:
 
 
 def check_masks(manifests: Mapping[str, Manifest], num_classes: int) -> None:
-    """Raises one DataError for all label maps that are not their images', the first 20 named.
+    """Raises one DataError for all pictures and label maps that are cut off, and all maps that are not their images'.
 
-    Sizes and pixel formats are read from all headers, pixels from the same 200 files a split each time.
+    The first 20 are named. Sizes and pixel formats are read from all headers, pixels from the same 200 files a split
+    each time. Raises another where no map of a split has a labelled pixel: the maps of a test set may be dummies.
     """
     problems: list[str] = []
     count = 0
@@ -130,6 +142,30 @@ def check_masks(manifests: Mapping[str, Manifest], num_classes: int) -> None:
                     problem = str(error)
             problems += [problem] if problem else []
     refuse(f"{len(problems):,} of {count:,} label maps cannot be used:", problems)
+    unlabelled = [
+        f"{split.dataset} {split.split}: expected labelled pixels in its {len(split):,} label maps, found nothing but "
+        f"ignored ones ({IGNORED}); restore the maps, or name a labelled split in {role}_split."
+        for role, split in manifests.items()
+        if not has_labels(split, num_classes, range(len(split)))
+    ]
+    if unlabelled:
+        raise DataError("\n".join(unlabelled))
+
+
+def has_labels(split: Manifest, num_classes: int, indices: Iterable[int]) -> bool:
+    """Is any pixel of these maps labelled? Reads them up to the first that has one. Raises as `read_mask` does."""
+    return any((read_mask(split.annotation(index), num_classes) != IGNORED).any() for index in indices)
+
+
+def totals(pixels: Mapping[str, np.ndarray], test: Manifest) -> dict[str, np.ndarray]:
+    """(N, C) pixels of the test images → (C,) of all of them. Raises DataError where none was labelled when tested."""
+    whole = {name: values.sum(0) for name, values in pixels.items()}
+    if not whole["labelled"].any():
+        raise DataError(
+            f"{test.dataset} {test.split}: expected labelled pixels to score, found none in the {len(test):,} label "
+            "maps when they were tested; restore the maps."
+        )
+    return whole
 
 
 def images(manifest: Manifest) -> list[dict[str, Any]]:

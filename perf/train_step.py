@@ -82,11 +82,11 @@ def main(
         write_json(out, {"title": title, "wall": wall, "processor": processor, "losses": losses})
 
 
-def session_of(config: PretrainConfig, arithmetic: dict[str, Any]) -> Session:
+def session_of(config: PretrainConfig, arithmetic: dict[str, Any], seed: int = 0) -> Session:
     """The recipe with other arithmetic, as the loop opens it; there is no dataset."""
     config = config.model_copy(update={"arithmetic": config.arithmetic.model_copy(update=arithmetic)})
     me = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
-    core = build_model(config, num_classes=2, seed=0)
+    core = build_model(config, num_classes=2, seed=seed)
     model = as_called(core, config, me)
     plan: Any = SimpleNamespace(config=config)
     rest: Any = {"watch": None, "replacements": None, "monitored": None, "start_step": 0}

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from zoo.cityscapes import COLOURS, kind_of
-from zoo.coco import CocoImage, Segmentation, read_instances
+from zoo.coco import CocoImage, Segmentation, image_at, read_instances
 from zoo.datasets import Manifest, dataset_config, decode, manifest
 from zoo.errors import DataError, RecordError
 from zoo.files import write_atomic
@@ -56,7 +56,7 @@ def _pairs(path: Path, count: int) -> list[tuple[Image.Image, Image.Image]]:
     if "sample/detection_mask_offsets" in arrays:
         truth = read_instances(images.annotation(0), classes)
         chosen = _spread(len(images), count)
-        pairs = [_instances(images, index, truth[images.path(index).name], arrays, classes) for index in chosen]
+        pairs = [_instances(images, index, image_at(truth, images.paths[index]), arrays, classes) for index in chosen]
     elif "sample/detection_box" in arrays:
         pairs = [_boxes(images, index, arrays, classes) for index in _spread(len(images), count)]
     else:

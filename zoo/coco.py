@@ -86,6 +86,12 @@ def read_instances(path: Path, classes: Sequence[str]) -> dict[str, CocoImage]:
     return {name: CocoImage(width, height, tuple(objects[key])) for key, (name, width, height) in sizes.items()}
 
 
+def image_at(by_name: Mapping[str, CocoImage], path: str) -> CocoImage:
+    """The image whose file name is the longest end of `path`, which begins with the folder of the images."""
+    parts = path.split("/")
+    return next(by_name[name] for name in ("/".join(parts[at:]) for at in range(len(parts))) if name in by_name)
+
+
 def _listed(content: Any, name: str, problems: list[str]) -> list[Any]:
     found = content.get(name) if isinstance(content, dict) else None
     if not isinstance(found, list):

@@ -3,22 +3,30 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from zoo.cityscapes import TRAIN_IDS, kind_of
 from zoo.errors import DataError
+from zoo.images import UNREADABLE, check_whole, opened
 
 IGNORED = 255  # the label of pixels that count for nothing
 MODES = ("L", "P")  # 8-bit greys and palettes, whose pixels are numbers
 
 
 def header_problem(path: Path, image: Path) -> str | None:
-    """What the two files' headers tell against `path` as the label map of `image`; None if nothing. Reads no pixels."""
+    """What the two files' headers and ends tell against `path` as the label map of `image`; None if nothing.
+
+    Pixels are read only of a file that may be cut off (zoo.images).
+    """
     try:
-        with _opened(image) as picture:
+        with opened(image) as picture:
             size = picture.size
-        with _opened(path) as mask:
-            return _mode_problem(path, mask) or size_problem(path, mask.size, size)
+        with opened(path) as mask:
+            if problem := _mode_problem(path, mask) or size_problem(path, mask.size, size):
+                return problem
+        check_whole(image)
+        check_whole(path)
+        return None
     except DataError as error:
         return str(error)
 
@@ -38,12 +46,12 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
 
     Raises DataError naming the file when it is missing, no image, not one byte a pixel, or has other numbers.
     """
-    with _opened(path) as mask:
+    with opened(path) as mask:
         if problem := _mode_problem(path, mask):
             raise DataError(problem)
         try:
             labels, counts = np.array(mask), mask.histogram()
-        except (OSError, SyntaxError, ValueError) as error:
+        except UNREADABLE as error:
             raise DataError(f"{path}: the mask cannot be decoded ({error}); replace the file.") from error
     ids = kind_of(path) == "labelIds"
     allowed = TRAIN_IDS.keys() if ids else {*range(num_classes), IGNORED}
@@ -52,17 +60,6 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
         expected = f"0…{len(TRAIN_IDS) - 2 if ids else num_classes - 1} and {IGNORED}"
         raise DataError(f"{path}: expected labels {expected}, found {', '.join(map(str, odd[:5]))}; restore the file.")
     return _LOOKUP[labels] if ids else labels
-
-
-def _opened(path: Path) -> Image.Image:
-    try:
-        return Image.open(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: the file has vanished since the dataset was listed; restore it.") from None
-    except UnidentifiedImageError:
-        raise DataError(f"{path}: expected an image, found something PIL cannot identify; replace the file.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: the image cannot be decoded ({error}); replace the file.") from error
 
 
 def _mode_problem(path: Path, mask: Image.Image) -> str | None:

@@ -7,7 +7,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """For Popen's `preexec_fn`: the child is terminated when this process dies, however it dies.
+    """In a child, or as Popen's `preexec_fn`: it is terminated when what started it dies, however that dies.
 
     Slurm sends SIGUSR1 to all processes of a job: it is for commands of ours, which answer it (zoo/interrupt.py), and
     must not kill what else runs, nor a command that is still being loaded.

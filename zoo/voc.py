@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
 from zoo.errors import DataError, several
+from zoo.images import UNREADABLE, check_whole, opened
 
 ORIENTATION = 0x0112  # the EXIF tag; 5 and above: lying on its side, as detectron2 turns it when it reads the image
 Box = tuple[float, float, float, float]
@@ -67,14 +66,17 @@ def read_annotation(path: Path, classes: Sequence[str]) -> VocAnnotation:
 
 
 def check_picture(path: Path, *, width: int, height: int) -> None:
-    """Raise DataError unless the image at `path` has the size in pixels that its annotation says. Reads no pixels."""
-    try:
-        with Image.open(path) as image:
-            found = image.size if image.getexif().get(ORIENTATION, 1) < 5 else image.size[::-1]
-    except UnidentifiedImageError:
-        raise DataError(f"{path}: expected an image, found something PIL cannot identify; replace the file.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: the image cannot be read ({error}); replace the file.") from error
+    """Raise DataError unless the image at `path` is whole, and has the size in pixels that its annotation says.
+
+    Pixels are read only of a PNG, and of a file that may be cut off (zoo.images).
+    """
+    with opened(path) as image:
+        check_whole(path)  # first: PIL looks for a PNG's EXIF behind its pixels
+        try:
+            turned = image.getexif().get(ORIENTATION, 1) >= 5
+        except UNREADABLE as error:
+            raise DataError(f"{path}: the image cannot be read ({error}); replace the file.") from error
+        found = image.size[::-1] if turned else image.size
     if found != (width, height):
         raise DataError(
             f"{path}: expected {width} x {height} pixels as its annotation says, found "

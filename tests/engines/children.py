@@ -53,6 +53,8 @@ for folder in map(Path, sys.argv[1:]):
         said[folder.name] = [0, ""]
     except Refused as refusal:
         said[folder.name] = [refusal.exit_code, str(refusal)]
+    if hasattr(engine, "DatasetCatalog"):
+        engine.DatasetCatalog.clear()  # detectron2 takes a name once in a process
 print(json.dumps(said))
 """
     return {name: (code, message) for name, (code, message) in program(text, *map(str, folders)).items()}

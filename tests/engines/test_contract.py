@@ -25,6 +25,7 @@ from engines.contract import (
     cut_back,
     log_period,
     read_job,
+    tell,
     tensor_sha256,
     write_answer,
     write_job,
@@ -69,6 +70,7 @@ ENDS = {
     ),
     "refused": ("Refused('expected this, found that')", 2, "expected this, found that"),
     "diverged": ("NonFinite('loss is NaN')", 4, "loss is NaN"),
+    "ours": ("ZooError('start at most one process a GPU')", 2, "start at most one process a GPU"),
     "not installed": ("ImportError('no module named x')", 2, "no module named x. Is the engine installed in "),
     "bug": ("KeyError('x')", 1, "Traceback"),
 }
@@ -78,6 +80,7 @@ STOPS = {"SIGTERM": 130, "SIGUSR1": 75}  # as zoo.interrupt has it
 def test_a_childs_end_is_told_by_code_and_note(tmp_path: Path) -> None:
     """One process that forks a child a case: each of its own would import torch again."""
     program = "import json, os, signal, sys\nfrom engines.contract import *\nfrom zoo.interrupt import deferred\n"
+    program += "from zoo.errors import ZooError\n"
     program += "os.environ.pop('SLURM_JOB_ID', None)\ncodes = {}\n"
     for name, (failure, _, _) in ENDS.items():
         write_job(tmp_path / name, a_job(tmp_path))
@@ -209,3 +212,37 @@ def test_a_log_is_cut_back_to_where_training_goes_on(tmp_path: Path) -> None:
 
 def test_short_runs_are_logged_more_often() -> None:
     assert [log_period(steps) for steps in (5, 80, 400, 24_000)] == [1, 4, 20, 20]
+
+
+def test_the_reason_is_told_and_not_what_it_did_to_the_peers(tmp_path: Path) -> None:
+    """The first one's reason, and one with a code of its own before any traceback."""
+    for name, failures, told in (
+        ("refused first", [("bad mask", 2), ("Connection reset by peer", 1)], ("bad mask", 2)),
+        ("refused last", [("Connection reset by peer", 1), ("loss is NaN", 4)], ("loss is NaN", 4)),
+        ("two reasons", [("bad mask", 2), ("loss is NaN", 4)], ("bad mask", 2)),
+        ("two bugs", [("KeyError", 1), ("Connection reset by peer", 1)], ("KeyError", 1)),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        for message, code in failures:
+            tell(folder, message, code)
+        failure = json.loads((folder / "failure.json").read_text())
+        assert (failure["message"], failure["exit_code"]) == told, name
+        assert [path.name for path in folder.iterdir()] == ["failure.json"]
+
+
+def test_what_is_still_at_work_is_waited_for_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    program = "import sys, time\nfrom pathlib import Path\nfrom engines.contract import alone\n"
+    program += "with alone(Path(sys.argv[1])):\n print('in', flush=True)\n time.sleep(1)\n"
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as left:
+        assert left.stdout is not None and left.stdout.readline() == "in\n"
+        with caplog.at_level("INFO", "engines.contract"), alone(tmp_path):
+            assert left.wait(10) == 0
+    assert caplog.messages == [f"waiting for process {left.pid}, which an earlier command left at work in {tmp_path}"]
+
+
+def test_arrays_are_all_that_is_written(tmp_path: Path) -> None:
+    write_answer(tmp_path, {}, {"x": np.arange(3)})
+    with np.load(tmp_path / "arrays.npz") as found:
+        assert found.files == ["x"]

@@ -211,6 +211,15 @@ def test_two_processes_hold_the_same_weights(tmp_path: Path, job: Job, monkeypat
         assert np.allclose(values, found_alone[name], atol=1e-4), name
 
 
+def cut_off(folder: Path, name: str) -> str:
+    """A list of images, one of which has lost its second half."""
+    listed = draw_images(folder / name, 4)
+    path = Path(listed[2]["file_name"])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    (folder / f"{name}.json").write_text(json.dumps(listed))
+    return str(folder / f"{name}.json")
+
+
 def wrong_jobs(folder: Path, job: Job) -> dict[str, Job]:
     """By name, what must be refused before the first iteration, or in the first ones."""
 
@@ -244,6 +253,9 @@ def wrong_jobs(folder: Path, job: Job) -> dict[str, Job]:
         "classes": configured(MODEL={"ROI_HEADS": {"NUM_CLASSES": 9}}),
         "sampler": configured(DATALOADER={"SAMPLER_TRAIN": "RepeatFactorTrainingSampler"}),
         "foreign": replace(job, task="check", weights=str(foreign), weights_sha256=sha256_file(foreign)),
+        "cut_off": replace(job, train=cut_off(folder, "cut_off")),
+        "cut_off_for_a_loader": replace(job, workers=2, train=cut_off(folder, "cut_off_for_a_loader")),
+        "cut_off_in_the_test": replace(job, workers=1, test=cut_off(folder, "cut_off_in_the_test")),
         "diverges": configured(SOLVER={"BASE_LR": 1e12, "WARMUP_ITERS": 0}),
     }
 
@@ -270,3 +282,6 @@ def test_refusals(tmp_path: Path, job: Job) -> None:
     for name, text in expected.items():
         assert text in said[name][1], said[name]
     assert {name: code for name, (code, _) in said.items()} == dict.fromkeys(jobs, 2) | {"diverges": 4}
+    for name in ("cut_off", "cut_off_for_a_loader", "cut_off_in_the_test"):
+        path = tmp_path / name / "2.png"
+        assert said[name][1] == f"{path}: the image cannot be read (image file is truncated); restore the file."

@@ -273,6 +273,15 @@ def wrong_labels(folder: Path) -> Path:
     return folder / "wrong.json"
 
 
+def cut_off(folder: Path, name: str) -> str:
+    """A list of images, one of which has lost its second half."""
+    listed = draw_images(folder / name, 4)
+    path = Path(listed[2]["img_path"])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    (folder / f"{name}.json").write_text(json.dumps(listed))
+    return str(folder / f"{name}.json")
+
+
 def wrong_jobs(folder: Path, job: Job) -> dict[str, Job]:
     """By name, what must be refused before, or in, the first iterations."""
 
@@ -311,6 +320,9 @@ def wrong_jobs(folder: Path, job: Job) -> dict[str, Job]:
         ),
         "edited": replace(job, weights=str(edited), weights_sha256=whole.weights_sha256),
         "label": replace(job, workers=1, train=str(wrong_labels(folder))),
+        "cut_off": replace(job, train=cut_off(folder, "cut_off")),
+        "cut_off_for_a_loader": replace(job, workers=2, train=cut_off(folder, "cut_off_for_a_loader")),
+        "cut_off_in_the_test": replace(job, workers=1, test=cut_off(folder, "cut_off_in_the_test")),
         "diverges": configured(lambda config: config["optim_wrapper"]["optimizer"].update(lr=1e12), "measure"),
     }
 
@@ -353,3 +365,6 @@ def test_refusals(tmp_path: Path, job: Job) -> None:
         assert text in said[name][1], said[name]
     assert "would stay random" in said["deep_stem"][1]
     assert "\n" not in said["label"][1] and "Traceback" not in said["label"][1]
+    for name in ("cut_off", "cut_off_for_a_loader", "cut_off_in_the_test"):
+        path = tmp_path / name / "2.png"
+        assert said[name][1] == f"{path}: the image is cut off (the file has no end of image); restore the file."

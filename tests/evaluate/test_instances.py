@@ -19,14 +19,14 @@ from pycocotools import mask
 from engines import launch
 from engines.contract import read_job
 from evaluate.cells import resolve
-from evaluate.instances import Settings, annotations, held_out, training_images
+from evaluate.instances import Settings, annotations, held_out, refuse_no_masks, training_images
 from evaluate.run import run_cell
 from zoo import benchmark, datasets
 from zoo.benchmark import benchmark_layout
 from zoo.checkpoint import CARD_NAME
 from zoo.datasets import manifest
 from zoo.distributed import World
-from zoo.errors import DataError
+from zoo.errors import ConfigError, DataError
 from zoo.files import ROOT
 from zoo.record import read_arrays, read_record
 
@@ -199,6 +199,45 @@ def test_the_two_protocols_train_on_other_tiny_objects(coco: Path) -> None:
         listed[variant] = [[(each["category_id"], each["bbox"]) for each in image["annotations"]] for image in images]
     assert listed["zoo"] == [[(0, [1, 1, 11, 13])], []]
     assert listed["moco"] == [[(0, [1, 1, 11, 13])], [(1, [4, 4, 4.5, 13])]]
+
+
+def test_outlines_arrive_as_pixels_of_the_stored_image_where_bitmaps_are_read(coco: Path) -> None:
+    """As mmdet draws them, before it resizes; detectron2 would resize polygons as such (protocols §2.9, masks)."""
+    split = manifest("coco", "train2017")
+    read = annotations(split, tuple(CLASSES))
+    zoo, moco = (Settings.model_validate(benchmark_layout(f"coco_{variant}").settings) for variant in ("zoo", "moco"))
+    drawn = training_images(split, read, zoo)[0]["annotations"][0]["segmentation"]
+    assert drawn["size"] == [HEIGHT, WIDTH]
+    assert mask.toBbox(drawn | {"counts": drawn["counts"].encode()}).tolist() == [1, 1, 10, 12]
+    assert training_images(split, read, moco)[0]["annotations"][0]["segmentation"] == [corners((1, 1, 10, 12))]
+
+
+def test_images_may_lie_in_folders_of_their_folder(coco: Path) -> None:
+    (coco / "coco" / "val" / "more").mkdir()
+    split = manifest("coco", "val2017")
+    file = split.annotation(0)
+    content = json.loads(file.read_text())
+    for image in content["images"][:2]:
+        name = f"more/{image['file_name']}"
+        (coco / "coco" / "val" / image["file_name"]).rename(coco / "coco" / "val" / name)
+        image["file_name"] = name
+    file.write_text(json.dumps(content))
+    manifest.cache_clear()
+    split = manifest("coco", "val2017")
+    assert sum("more/" in path for path in split.paths) == 2
+    read = {
+        path.name: image for path, image in zip(map(Path, split.paths), annotations(split, tuple(CLASSES)), strict=True)
+    }
+    objects = {f"{key:012d}.jpg": len(each) for key, each in TEST.items()}
+    assert {name: len(image.objects) for name, image in read.items()} == objects
+
+
+def test_an_engine_that_would_not_outline_is_refused() -> None:
+    refuse_no_masks({"MODEL": {"MASK_ON": True}, "INPUT": {"MASK_FORMAT": "bitmask"}})
+    with pytest.raises(ConfigError, match="instance segmentation needs masks:") as caught:
+        refuse_no_masks({"MODEL": {"MASK_ON": False}})
+    assert "MODEL.MASK_ON: expected true, found False" in str(caught.value)
+    assert "INPUT.MASK_FORMAT: expected polygon or bitmask, found None" in str(caught.value)
 
 
 def test_run_lengths_are_trained_on_as_pixels_only(coco: Path) -> None:

@@ -106,8 +106,9 @@ def test_the_held_out_images_depend_on_the_training_set_alone() -> None:
 
 
 def test_a_selection_says_what_was_chosen_how() -> None:
-    assert selection(None, "AP50") == "last iteration"
-    assert selection(SWEEP, "AP50") == (
+    assert selection(None, "AP50", scaled=False) == "last iteration"
+    assert "(0.3, 1, 3 times the scaled one, trained" in selection(SWEEP, "AP50", scaled=True)
+    assert selection(SWEEP, "AP50", scaled=False) == (
         "last iteration; learning rate (0.3, 1, 3 times the protocol's, trained 0.5 of the iterations each) chosen by "
         "AP50 on 10 % of the training images"
     )

@@ -37,10 +37,11 @@ def test_a_quarter_of_the_batch_takes_a_quarter_of_the_rate_and_four_times_the_i
     assert (found["from"], found["to"], found["factor"], found["rule"]) == (16, 4, 4.0, "linear")
     assert found["lr"] == [0.02, 0.005] and found["iterations"] == [24000, 96000]
     assert native("voc0712_detection_zoo") == config  # not changed in place
-    assert remark(config, found) == (
+    assert remark(config, found, swept=False) == (
         "a global batch of 4 images in place of 16, scaled linearly: rate 0.02 → 0.005, 24,000 → 96,000 iterations; "
         "the synchronised batch norms' statistics span 4 images, the protocol's 16."
     )
+    assert "rate 0.02 → 0.005 before the sweep, 24,000 →" in remark(config, found, swept=True)
 
 
 def test_a_poly_schedule_grows_with_its_end_and_its_lowest_rate_shrinks() -> None:
@@ -76,7 +77,9 @@ def test_what_is_no_whole_number_is_rounded_up_and_said() -> None:
     assert (solver["MAX_ITER"], solver["STEPS"], solver["WARMUP_ITERS"]) == (64000, [48000, 58667], 267)
     assert solver["BASE_LR"] == pytest.approx(0.0075)
     assert found["rounded_up"] == ["SOLVER.CHECKPOINT_PERIOD", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS"]
-    assert "rounded up: SOLVER.CHECKPOINT_PERIOD, SOLVER.STEPS, SOLVER.WARMUP_ITERS;" in remark(config, found)
+    assert "rounded up: SOLVER.CHECKPOINT_PERIOD, SOLVER.STEPS, SOLVER.WARMUP_ITERS;" in remark(
+        config, found, swept=False
+    )
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -102,7 +105,7 @@ def test_every_configuration_can_be_scaled(path: str) -> None:
 def test_plain_batch_norms_are_not_called_synchronised() -> None:
     config = native("voc0712_detection_zoo")
     config["MODEL"]["RESNETS"]["NORM"] = "BN"
-    assert "synchronised" not in remark(config, scaled("detectron2", config, 4)[1])
+    assert "synchronised" not in remark(config, scaled("detectron2", config, 4)[1], swept=False)
 
 
 def test_the_protocols_own_batch_is_refused() -> None:

@@ -1,6 +1,9 @@
 """From counted pixels to mIoU: as scikit-learn's confusion matrix has it, with nothing undefined."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,9 +11,10 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, jaccard_score
 
 from evaluate import segmentation
-from evaluate.segmentation import accuracy, check_masks, class_iou, mean_iou
+from evaluate.segmentation import accuracy, check_masks, class_iou, held_out, mean_iou
 from zoo.datasets import Manifest
 from zoo.errors import DataError
+from zoo.masks import read_mask
 
 
 def areas(labels: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, np.ndarray]:
@@ -103,14 +107,102 @@ def test_wrong_masks_of_both_splits_are_named_together(tmp_path: Path) -> None:
 
 def test_all_headers_are_read_but_pixels_of_a_sample_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
+
+    def noted(path: Path, num_classes: int) -> np.ndarray:
+        read.append(path.name)
+        return read_mask(path, num_classes)
+
     monkeypatch.setattr(segmentation, "READ", 2)
-    monkeypatch.setattr(segmentation, "read_mask", lambda path, num_classes: read.append(path.name))
+    monkeypatch.setattr(segmentation, "read_mask", noted)
     splits = {"train": split(tmp_path, "train", 5)}
     check_masks(splits, 2)
     first = list(read)
     check_masks(splits, 2)
-    assert len(first) == 2 and read == first * 2  # the same ones every time
+    assert len(first) == 3 and read == first * 2  # the same ones every time; and the first, for its labels
     for index in range(5):
         Image.new("L", (7, 4)).save(tmp_path / f"train{index}.png")
     with pytest.raises(DataError, match="5 of 5 label maps cannot be used"):
         check_masks(splits, 2)
+
+
+def test_pictures_and_masks_that_are_cut_off_are_named_though_no_pixel_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segmentation, "READ", 0)
+    splits = {"train": split(tmp_path, "train", 3), "test": split(tmp_path, "test", 2)}
+    for name in ("train1.jpg", "test0.png"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-2])
+    with pytest.raises(DataError) as caught:
+        check_masks(splits, 2)
+    assert str(caught.value).replace(f"{tmp_path}/", "") == (
+        "2 of 5 label maps cannot be used:\n"
+        "  - train1.jpg: the image is cut off (the file has no end of image); restore the file.\n"
+        "  - test0.png: the image is cut off (the file has no end of image); restore the file."
+    )
+
+
+def blank(manifest: Manifest, *indices: int) -> None:
+    """Make these label maps ones in which all pixels are ignored."""
+    for index in indices:
+        Image.new("L", (6, 4), 255).save(manifest.annotation(index))
+
+
+def test_a_split_in_which_nothing_is_labelled_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segmentation, "READ", 2)
+    splits = {"train": split(tmp_path, "train", 5), "test": split(tmp_path, "test", 6)}
+    blank(splits["train"], *range(4))
+    blank(splits["test"], *range(5))
+    check_masks(splits, 2)  # the last ones are labelled, wherever the sample lies
+    blank(splits["test"], 5)
+    said = (
+        "expected labelled pixels in its {} label maps, found nothing but ignored ones (255); restore the maps, or "
+        "name a labelled split in {}_split."
+    )
+    with pytest.raises(DataError) as caught:
+        check_masks(splits, 2)
+    assert str(caught.value) == "pets test: " + said.format(6, "test")
+    blank(splits["train"], 4)
+    with pytest.raises(DataError) as caught:
+        check_masks(splits, 2)
+    assert str(caught.value).splitlines() == [
+        "pets train: " + said.format(5, "train"),
+        "pets test: " + said.format(6, "test"),
+    ]
+
+
+def test_a_release_s_dummy_maps_are_not_labelled(tmp_path: Path) -> None:
+    """Cityscapes' test set: labelIds that all stand for nothing."""
+    listed = split(tmp_path, "test", 2)
+    listed = replace(listed, annotations=tuple(f"{index}_gtFine_labelIds.png" for index in range(2)))
+    for index in range(2):
+        Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6) % 4).save(listed.annotation(index))
+    with pytest.raises(DataError, match="^pets test: expected labelled pixels in its 2 label maps, found nothing but"):
+        check_masks({"test": listed}, 19)
+
+
+def test_parts_of_a_sweep_in_which_nothing_is_labelled_are_refused(tmp_path: Path) -> None:
+    train = split(tmp_path, "train", 4)
+    blank(train, 1, 2)
+    with pytest.raises(DataError, match="the 2 held-out images, found none; raise settings.lr_sweep.held_out.$"):
+        held_out(train, 2, np.array([1, 2]))
+    with pytest.raises(DataError, match="the 2 remaining images, found none; lower settings.lr_sweep.held_out.$"):
+        held_out(train, 2, np.array([0, 3]))
+    parts = held_out(train, 2, np.array([0, 2]))
+    assert [Path(image["img_path"]).name for image in parts.fit] == ["train1.jpg", "train3.jpg"]
+    assert [Path(image["img_path"]).name for image in parts.test] == ["train0.jpg", "train2.jpg"]
+
+
+def test_nothing_labelled_when_it_was_tested_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The maps were replaced while it was trained, say: no record of mIoU 0."""
+    splits = {"train": split(tmp_path, "train", 3), "test": split(tmp_path, "test", 2)}
+    found = {name: np.ones((2, 2), np.int64) for name in segmentation.COUNTS}
+    found["labelled"] = found["intersect"] = np.zeros((2, 2), np.int64)
+    monkeypatch.setattr(segmentation, "dataset_config", lambda name: SimpleNamespace(classes=("left", "right")))
+    monkeypatch.setattr(segmentation, "measure", lambda *args, **options: ({}, found))
+    job: Any = SimpleNamespace(settings=None, manifests=splits)
+    with pytest.raises(DataError) as caught:
+        segmentation.run(job)
+    assert str(caught.value) == (
+        "pets test: expected labelled pixels to score, found none in the 2 label maps when they were tested; restore "
+        "the maps."
+    )

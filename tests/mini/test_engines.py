@@ -19,7 +19,7 @@ from converters.to_detectron2 import prepared
 from engines.contract import Job, write_job
 from evaluate import instances
 from evaluate.benchmarks import load_benchmark
-from evaluate.coco_ap import Detections
+from evaluate.engine import pictures
 from mini import coco, voc
 from mini.material import CLASS_NAMES, Material, load_material
 from mini.world import build
@@ -115,14 +115,12 @@ def test_a_mask_rcnn_is_trained_and_tested_on_coco(world: Path, tmp_path: Path) 
         },
     )
     train = instances.training_images(split["train2017"], read["train2017"], config)
-    given = json.loads(json.dumps(train))
-    crowd = next(each for image in read["train2017"] for each in image.objects if each.crowd)
-    size = (train[0]["height"], train[0]["width"])
-    outline: Any = run_length_masks.merge(
-        run_length_masks.frPyObjects(train[0]["annotations"][0]["segmentation"], *size)
+    polygons = laid_over(config.engine_config, {"INPUT": {"MASK_FORMAT": "polygon"}})
+    given = instances.training_images(
+        split["train2017"], read["train2017"], config.model_copy(update={"engine_config": polygons})
     )
-    train[0]["annotations"][0]["segmentation"] = outline | {"counts": outline["counts"].decode()}
-    for role, listed in (("train", train), ("test", instances.images(split["val2017"], read["val2017"]))):
+    crowd = next(each for image in read["train2017"] for each in image.objects if each.crowd)
+    for role, listed in (("train", train), ("test", pictures(split["val2017"], read["val2017"]))):
         (tmp_path / f"{role}.json").write_text(json.dumps(listed))
     weights = prepared(tmp_path, backbone("resnet18"), "resnet18", IMAGENET_PIXELS, "fpn")
     files: dict[str, Any] = {role: str(tmp_path / f"{role}.json") for role in ("train", "test")}
@@ -164,7 +162,7 @@ print(json.dumps(listed))
     assert crowd and [{k: v for k, v in image.items() if k != "image_id"} for image in given] == theirs
     assert "loss_mask" in json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     with np.load(tmp_path / "arrays.npz", allow_pickle=False) as stored:
-        found = Detections(**{name: stored[name] for name in stored.files})
+        found = instances.detections_of(dict(stored))
     assert len(found.mask_offsets) == len(found.score) + 1 > 10 and found.mask_offsets[-1] == len(found.mask_counts)
     for row, index in enumerate(found.image):
         image = read["val2017"][index]

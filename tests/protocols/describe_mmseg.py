@@ -29,7 +29,7 @@ from zoo.distributed import World
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
-LOADING = ("LoadImageFromFile", "LoadLabels", "PackSegInputs")
+LOADING = ("LoadPicture", "LoadLabels", "PackSegInputs")
 runners: list[Any] = []
 
 

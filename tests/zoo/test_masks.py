@@ -76,3 +76,13 @@ def test_headers_are_compared_without_pixels(tmp_path: Path) -> None:
     assert header_problem(good, tmp_path / "text.jpg") == (
         f"{tmp_path / 'text.jpg'}: expected an image, found something PIL cannot identify; replace the file."
     )
+
+
+def test_a_picture_or_a_mask_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 3, 80)
+    image, mask = saved(tmp_path / "image.jpg", *values, mode="RGB"), saved(tmp_path / "mask.png", *values)
+    for path in (mask, image):
+        path.write_bytes(path.read_bytes()[:-2])
+        assert header_problem(mask, image) == (
+            f"{path}: the image is cut off (the file has no end of image); restore the file."
+        )

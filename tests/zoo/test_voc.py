@@ -92,11 +92,23 @@ def test_a_picture_of_another_size_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
     path = tmp_path / "1.jpg"
-    with pytest.raises(DataError, match=r"1.jpg: the image cannot be read \(.*No such file"):
+    with pytest.raises(DataError, match=r"1.jpg: the file has vanished since the dataset was listed; restore it."):
         check_picture(path, width=20, height=10)
     path.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"1.jpg: expected an image, found something PIL cannot identify"):
         check_picture(path, width=20, height=10)
+
+
+@pytest.mark.parametrize("name", ["1.jpg", "1.png"])
+def test_a_picture_that_is_cut_off_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    Image.effect_noise((200, 100), 90).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=f"^{path}: the image is cut off .*; restore the file.$"):
+        check_picture(path, width=200, height=100)
+    path.write_bytes(content + b"other bytes")
+    check_picture(path, width=200, height=100)
 
 
 def test_all_problems_of_a_file_are_told_at_once(annotation: Path) -> None:
