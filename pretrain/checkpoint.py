@@ -41,13 +41,14 @@ class State:
 
 
 def save_state(folder: Path, state: State, keep: Save) -> Path:
-    """Write `state` into `folder` and remove those there that `keep` does not keep.
+    """Write `state` into `folder` and remove those before it that `keep` does not keep.
 
     Raises OSError; nothing half-written stays, and the states before are still there.
     """
     path = folder / f"state-{state.step:09d}.pt"
     write_state(path, vars(state))
-    for old in _state_files(folder)[keep.keep_last :]:
+    older = [each for each in _state_files(folder) if _step_of(each) < state.step]
+    for old in older[keep.keep_last - 1 :]:
         if keep.keep_every_steps is None or _step_of(old) % keep.keep_every_steps:
             old.unlink()
     return path
@@ -99,6 +100,15 @@ def latest_state(folder: Path, run: Mapping[str, Any]) -> State | None:
             f"{folder}: none of its {len(paths)} states can be read; remove the folder to start anew."
         )
     return None
+
+
+def set_aside_after(folder: Path, step: int) -> None:
+    """Rename the states after `step`, where a run goes on because they cannot be read: they are states no more."""
+    for path in _state_files(folder):
+        if _step_of(path) > step:
+            aside = path.with_name(f"{path.name}.unreadable")
+            path.rename(aside)
+            logger.warning("%s: kept as %s; remove it if nobody is to look at it.", path, aside.name)
 
 
 def _read_state(path: Path) -> State:

@@ -27,6 +27,7 @@ from evaluate.forward import Extractor
 from zoo.backbone import Backbone
 from zoo.datasets import Manifest
 from zoo.distributed import World
+from zoo.interrupt import INTERRUPTED, REQUEUE
 from zoo.recipe import CollapseRule, Monitor
 from zoo.transforms import Pixels, TestTransform
 
@@ -44,7 +45,7 @@ class StepValues(NamedTuple):
     std: float | None
     effective_rank: float | None  # None where it was not asked for, too
     replaced: int  # samples whose image could not be read
-    interrupted: bool  # some process was asked to stop
+    interrupted: int  # the exit code that all leave with when some process was asked to stop; 0: none was
 
     @property
     def is_finite(self) -> bool:
@@ -62,17 +63,18 @@ def reduce_step(
     *,
     gradient: Tensor,
     replaced: int,
-    interrupted: bool,
+    interrupted: int,
     with_rank: bool,
     me: World,
 ) -> StepValues:
     """The step's global values, equal on every process.
 
     loss: scalar mean of the local batch; z: (n, d) or None, n equal on all processes; gradient: `gradient_norm`;
-    replaced: how many local samples. One all-reduce carries the loss, the gradient's norm, the sums behind the
-    deviation and the wish to stop, so all processes stop together.
+    replaced: how many local samples; interrupted: the exit code of `zoo.interrupt` when this process was asked to stop,
+    else 0. One all-reduce carries the loss, the gradient's norm, the sums behind the deviation and the wish to stop, so
+    all processes stop together and alike: run again when one is to be.
     """
-    own = loss.new_tensor([float(replaced), float(interrupted)], dtype=torch.float64)
+    own = loss.new_tensor([replaced, interrupted != 0, interrupted == REQUEUE], dtype=torch.float64)
     parts = [loss.detach().double().view(1), gradient.detach().double().view(1), own]
     unit = None if z is None else normalize(z.detach().double(), dim=1)  # (n, d)
     if unit is not None:
@@ -85,10 +87,10 @@ def reduce_step(
     return StepValues(
         loss=float(values[0]) / me.size,
         gradient_norm=float(values[1]) / me.size,
-        std=None if z is None else _scaled_std(values[4], *values[5:].chunk(2)),
+        std=None if z is None else _scaled_std(values[5], *values[6:].chunk(2)),
         effective_rank=effective_rank(_gathered(unit, me)) if unit is not None and with_rank and finite else None,
         replaced=int(values[2]),
-        interrupted=bool(values[3] > 0),
+        interrupted=REQUEUE if values[4] > 0 else INTERRUPTED if values[3] > 0 else 0,
     )
 
 

@@ -127,6 +127,13 @@ class RunLog:
             self._write({"epoch": epoch, "step": step, **values})
             logger.info("epoch %d  %s", epoch + 1, "  ".join(f"{name} {value:.2f}" for name, value in values.items()))
 
+    def has_measurement(self, step: int) -> bool:
+        """Whether log.jsonl has what was measured after `step`; never outside the main process."""
+        if not self.enabled:
+            return False
+        entries = map(json.loads, (self.folder / LOG_NAME).read_text(encoding="utf-8").splitlines())
+        return any(entry["step"] == step and any(name.startswith("knn") for name in entry) for entry in entries)
+
     def note(self, epoch: int, step: int, values: Mapping[str, Any]) -> None:
         """Something that happened in a step."""
         if self.enabled:

@@ -1,26 +1,38 @@
 """From where does a run go on? Network, optimizer and collapse watch, fresh or from a saved state."""
 
+import fcntl
 import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pretrain.checkpoint import State, check_room, latest_state, save_state
+from pretrain.checkpoint import State, check_room, latest_state, save_state, set_aside_after
 from pretrain.monitor import CollapseWatch, monitor_indices
-from pretrain.preflight import Plan, write_run
+from pretrain.preflight import RUN_NAME, Plan, write_run
 from pretrain.replacement import Replacements, readable
 from pretrain.schedule import make_optimizer
 from pretrain.simsiam import SimSiam
 from pretrain.supervised import Supervised
 from zoo import device as devices
-from zoo.distributed import World, barrier
+from zoo.checkpoint import WEIGHTS_NAME
+from zoo.distributed import World, any_process, barrier
 from zoo.errors import ConfigError, DataError, ZooError
+from zoo.files import remove_unfinished
 from zoo.recipe import PretrainConfig
 
 logger = logging.getLogger(__name__)
+LOCK_NAME = "lock"
+LATE_SECONDS = 60  # for which NFS may remember that a file was not there
+LEAVE_SECONDS = 30  # in which the processes of a killed command finish their step and save
 Method = SimSiam | Supervised
 
 
@@ -74,6 +86,67 @@ def as_called(core: Method, config: PretrainConfig, me: World) -> nn.Module:
     return devices.data_parallel(model, me.device) if me.size > 1 else model
 
 
+@contextmanager
+def alone(plan: Plan, me: World) -> Iterator[None]:
+    """Keep other trainings out of the run's folder, for the block. Raises ZooError on all processes when one is in it.
+
+    Process 0 holds the lock for all. Where the disk cannot lock, nothing is kept out.
+    """
+    descriptor, holder = _lock(plan) if me.is_main else (None, None)
+    try:
+        holders = [holder]
+        if me.size > 1:
+            dist.broadcast_object_list(holders, src=0)
+        if holders[0] is not None:
+            raise ZooError(
+                f"{plan.out}: already being trained by {holders[0]}; wait for it, end it, or choose another --out."
+            )
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(plan: Plan) -> tuple[int | None, str | None]:
+    """The descriptor that holds the lock until it is closed, or who else holds it; neither where it cannot be had.
+
+    With the lock, what killed saves have left is removed.
+    """
+    descriptor = None
+    try:
+        descriptor = os.open(plan.out / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+        _take(descriptor, plan)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        remove_unfinished(plan.out, "state-*.pt", WEIGHTS_NAME)
+        return descriptor, None
+    except BlockingIOError:
+        assert descriptor is not None
+        with os.fdopen(descriptor, "rb") as stream:
+            return None, stream.read().decode(errors="replace") or "another process"
+    except OSError as error:
+        logger.warning("%s: cannot be locked (%s); start no second training in it.", plan.out, error.strerror)
+        if descriptor is not None:
+            os.close(descriptor)
+        return None, None
+
+
+def _take(descriptor: int, plan: Plan) -> None:
+    """Lock; raises BlockingIOError when whoever has the lock does not leave within LEAVE_SECONDS."""
+    end, told = time.monotonic() + LEAVE_SECONDS, False
+    while True:
+        try:
+            return fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by workers
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
+        if not told:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace")
+            logger.info("%s: %s is at work in it; waiting up to %d s", plan.title, holder, LEAVE_SECONDS)
+            told = True
+        time.sleep(0.2)
+
+
 def open_session(plan: Plan, me: World, dtype: torch.dtype) -> Session:
     """Build the network and bring it to the last saved state."""
     config = plan.config
@@ -81,6 +154,8 @@ def open_session(plan: Plan, me: World, dtype: torch.dtype) -> Session:
     state = latest_state(plan.out, plan.identity)
     start_step = state.step if state else 0
     _agree_on_start(start_step, plan, me)
+    if me.is_main:
+        set_aside_after(plan.out, start_step)
     if state:
         core.load_state_dict(state.model)
         logger.info("%s: going on from step %d of %d", plan.title, start_step, plan.total_steps)
@@ -145,6 +220,22 @@ def _agree_on_start(step: int, plan: Plan, me: World) -> None:
         dist.all_gather_object(steps, step)
     if len(set(steps)) > 1:
         raise ZooError(f"{plan.out}: the processes found different states (steps {steps}); put --out on a shared disk.")
+
+
+def check_shared(plan: Plan, me: World) -> None:
+    """Raise ZooError, on all processes, unless all see the run.json that process 0 has written."""
+    if any_process(not visible(plan.out / RUN_NAME), me):
+        raise ZooError(f"{plan.out}: not every process sees what process 0 has written; put --out on a shared disk.")
+
+
+def visible(path: Path) -> bool:
+    """Whether `path` is there. A file just made on another machine may show late, so absence takes LATE_SECONDS."""
+    end = time.monotonic() + LATE_SECONDS
+    while not path.exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def save(session: Session, step: int) -> None:

@@ -8,8 +8,8 @@ kernels may differ in the last bits from one run to the next.)
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import closing, nullcontext
 from functools import partial
 from itertools import tee
 from pathlib import Path
@@ -24,14 +24,16 @@ from pretrain.preflight import COLLAPSED_NAME, NONFINITE_NAME, Plan, finished, w
 from pretrain.progress import RunLog, Waiting, is_logged, log_lines_above
 from pretrain.replacement import Replacements, substitutes
 from pretrain.schedule import global_batches, labels_of, learning_rate, local_part, predictor_rate, set_rates
-from pretrain.session import Session, open_session, save
+from pretrain.session import Session, alone, check_shared, open_session, save, visible
 from pretrain.views import read_views
 from zoo import device as devices
+from zoo import interrupt
 from zoo.backbone import normalise
-from zoo.distributed import World, barrier
+from zoo.checkpoint import CARD_NAME
+from zoo.distributed import World, any_process, barrier
 from zoo.errors import CollapseError, NonFiniteError
 from zoo.files import write_atomic
-from zoo.interrupt import deferred
+from zoo.interrupt import REQUEUE, deferred
 from zoo.loading import load_batches
 from zoo.recipe import row_label
 
@@ -50,9 +52,23 @@ def train(plan: Plan, me: World, *, dtype: torch.dtype = torch.float32) -> Path:
         logger.info("%s is complete: %s", plan.title, card)
         return card
     barrier(me)
+    with alone(plan, me):
+        _train(plan, me, dtype)
+        barrier(me)
+    visible(plan.out / CARD_NAME)
+    card = finished(plan)
+    assert card is not None
+    logger.info("%s: done after %d steps; %s", plan.title, plan.total_steps, card)
+    return card
+
+
+def _train(plan: Plan, me: World, dtype: torch.dtype) -> None:
+    """From the last state to the card."""
     session = open_session(plan, me, dtype)
     if me.is_main:
         write_run(plan, session.replacements.record())
+    barrier(me)
+    check_shared(plan, me)
     log = RunLog(
         plan.out,
         start_step=session.start_step,
@@ -71,17 +87,15 @@ def train(plan: Plan, me: World, *, dtype: torch.dtype = torch.float32) -> Path:
             waiting=log.waiting,
             dtype=dtype,
         )
-        for batch in batches:
-            values = _step(session, *batch, interrupted=interrupted())
-            _after_step(session, batch[0], values, log)
+        if _measured_after(plan, session.start_step) and not any_process(log.has_measurement(session.start_step), me):
+            _measure(session, session.start_step, log)
+        with closing(batches):
+            for batch in batches:
+                values = _step(session, *batch, interrupted=interrupt.exit_code() if interrupted() else 0)
+                _after_step(session, batch[0], values, log)
     if me.is_main:
         write_run(plan, session.replacements.record())
         export_backbone(plan.out, session.core.backbone.state_dict(), _origin(plan, session.replacements))
-    barrier(me)
-    card = finished(plan)
-    assert card is not None
-    logger.info("%s: done after %d steps; %s", plan.title, plan.total_steps, card)
-    return card
 
 
 Batch = tuple[int, int, tuple[Tensor, ...], Tensor]  # steps done after it, its epoch, views, labels
@@ -96,12 +110,13 @@ def training_batches(
     replacements: Replacements,
     waiting: Waiting | None = None,
     dtype: torch.dtype = torch.float32,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """This process's share of every step from `start_step` on: views (n, 3, H, W) normalised, labels (n,).
 
     The shares of all processes, in rank order, are the same whatever their number and that of the loader workers.
     `waiting` is told how long the loader keeps this process waiting; finishing views on the device is not part of it.
     `replacements` is told of every image that could not be read. Raises DataError where the recipe has no rule for it.
+    Closing the iterator ends the loader workers.
     """
     config = plan.config
     every = global_batches(
@@ -127,14 +142,15 @@ def training_batches(
             yield (step, keys[0][0], rows), (labels, *pixels)
 
     layout = torch.channels_last if config.arithmetic.channels_last else torch.preserve_format
-    for (step, epoch, rows), (labels, *pixels) in devices.moved_ahead(known(), me.device):
-        views = [apply_rows(*each) for each in zip(pixels, rows, strict=True)] if on_device else pixels
-        ready = tuple(normalise(view, config.pixels).to(dtype, memory_format=layout) for view in views)
-        yield step, epoch, ready, labels
+    with closing(loaded):
+        for (step, epoch, rows), (labels, *pixels) in devices.moved_ahead(known(), me.device):
+            views = [apply_rows(*each) for each in zip(pixels, rows, strict=True)] if on_device else pixels
+            ready = tuple(normalise(view, config.pixels).to(dtype, memory_format=layout) for view in views)
+            yield step, epoch, ready, labels
 
 
 def _step(
-    session: Session, step: int, epoch: int, views: tuple[Tensor, ...], labels: Tensor, *, interrupted: bool
+    session: Session, step: int, epoch: int, views: tuple[Tensor, ...], labels: Tensor, *, interrupted: int
 ) -> StepValues:
     """One SGD step on the global batch, in `arithmetic.accumulate` parts whose gradients are averaged."""
     set_rates(session.optimizer, session.plan.config, epoch)
@@ -187,14 +203,21 @@ def _after_step(session: Session, step: int, values: StepValues, log: RunLog) ->
     seen = {"loss": values.loss, "std_sqrt_d": values.std, "effective_rank": values.effective_rank}
     log.step(epoch, step, {**seen, "gradient_norm": values.gradient_norm, **rates})
     _judge(session, step, values)
-    end_of_epoch = step % plan.steps_per_epoch == 0
-    if end_of_epoch and ((epoch + 1) % config.monitor.every_epochs == 0 or epoch + 1 == config.epochs):
-        _measure(session, epoch, step, log)
-    if end_of_epoch or step % config.save.every_steps == 0 or values.interrupted:
+    if step % plan.steps_per_epoch == 0 or step % config.save.every_steps == 0 or values.interrupted:
         save(session, step)
     if values.interrupted:
+        if values.interrupted == REQUEUE:
+            interrupt.note_requeue()
         logger.info("%s: stopped at step %d; the same command goes on from there", plan.title, step)
         raise KeyboardInterrupt
+    if _measured_after(plan, step):
+        _measure(session, step, log)
+
+
+def _measured_after(plan: Plan, step: int) -> bool:
+    """Whether the kNN monitor looks at the network after this step."""
+    epoch, into = divmod(step, plan.steps_per_epoch)
+    return into == 0 < epoch and (epoch % plan.config.monitor.every_epochs == 0 or epoch == plan.config.epochs)
 
 
 def _not_finite(session: Session, epoch: int, step: int, values: StepValues) -> NonFiniteError:
@@ -244,8 +267,8 @@ def _judge(session: Session, step: int, values: StepValues) -> None:
     )
 
 
-def _measure(session: Session, epoch: int, step: int, log: RunLog) -> None:
-    """kNN at the end of an epoch."""
+def _measure(session: Session, step: int, log: RunLog) -> None:
+    """kNN at the end of an epoch, when its state is safe: it takes long, and a run that goes on makes up for it."""
     plan, me = session.plan, session.me
     top1 = knn_top1(
         session.core.backbone,
@@ -258,7 +281,7 @@ def _measure(session: Session, epoch: int, step: int, log: RunLog) -> None:
         me=me,
     )
     if top1 is not None:
-        log.measure(epoch, step, {f"knn{plan.config.monitor.k}_top1": top1})
+        log.measure(step // plan.steps_per_epoch - 1, step, {f"knn{plan.config.monitor.k}_top1": top1})
 
 
 def _origin(plan: Plan, replacements: Replacements) -> Origin:

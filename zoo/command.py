@@ -8,11 +8,13 @@ import errno
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
 from zoo import interrupt
 from zoo.errors import ZooError
 from zoo.interrupt import INTERRUPTED, REQUEUE
+from zoo.process import die_with_parent
 
 _DISK = {
     errno.ENOSPC: "the disk is full: free space, or set ZOO_RUNS / ZOO_CACHE to a larger one",
@@ -26,6 +28,8 @@ _DISK = {
 def guarded(main: Callable[[], int | None]) -> None:
     """Run a command's `main` and leave the process with DESIGN §3's exit code."""
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # started by torchrun's launcher, which may be killed
+        die_with_parent()  # before `arm`, which answers SIGUSR1 again
     try:
         interrupt.arm()
         sys.exit(main() or 0)
@@ -39,11 +43,15 @@ def guarded(main: Callable[[], int | None]) -> None:
         how = "stopped, to be run again" if code == REQUEUE else "interrupted"
         _say(f"{how}; run the same command again to go on from the last saved point")
         sys.exit(code)
-    except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        _say(f"{error.filename or 'writing'}: {_DISK[error.errno]} ({error.strerror}). Nothing half-written was kept.")
-        sys.exit(ZooError.exit_code)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            where = error.filename or "writing"
+            _say(f"{where}: {_DISK[error.errno]} ({error.strerror}). Nothing half-written was kept.")
+            sys.exit(ZooError.exit_code)
+        # not left to the interpreter: that would keep the traceback, and with it loader workers, which heed no signal
+        # and would then be waited for without end
+        traceback.print_exc()
+        sys.exit(1)
 
 
 def _say(message: str) -> None:

@@ -70,6 +70,16 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     sync_folder(path.parent)
 
 
+def remove_unfinished(folder: Path, *names: str) -> None:
+    """Remove what `atomic_file` left in `folder` when it was killed. names: patterns of those it was to become.
+
+    Only for whoever alone writes there: another process may be about to finish them.
+    """
+    for name in names:
+        for path in folder.glob(f".{name}.*.tmp"):
+            path.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -44,6 +44,11 @@ def note(signum: int) -> None:
     _asked.append(signum)
 
 
+def note_requeue() -> None:
+    """Another process of this command is to be run again, and so all are, whatever else was asked here."""
+    _asked.insert(0, signal.SIGUSR1)
+
+
 def exit_code() -> int:
     """Of a command that was stopped: 75 when whoever stopped it wants it to go on, else 130."""
     first = _asked[0] if _asked else signal.SIGINT

@@ -6,9 +6,9 @@ cannot be read ends it, or gives way to another where the caller has a rule for 
 """
 
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -91,12 +91,13 @@ def load_batches(
     pin: bool = False,
     substitutes: Callable[[Key], Iterable[Key]] | None = None,
     on_replaced: Callable[[Sequence[Replaced[Key]]], None] = lambda replaced: None,
-) -> Iterator[tuple[Tensor, ...]]:
+) -> Generator[tuple[Tensor, ...], None, None]:
     """A tuple of tensors for each batch of keys, in order: (B, 3, H, W) uint8 of images, (B, n) of rows of numbers.
 
     substitutes: for a sample that cannot be read, the keys to try in its place; a batch that has such samples is
     preceded by a call of on_replaced in this process. Raises DataError, in `read`'s words, naming every image of a
-    batch that cannot be read and has no substitute.
+    batch that cannot be read and has no substitute; RuntimeError, OSError or EOFError when a worker dies. Closing the
+    iterator ends the workers.
     """
     loader = DataLoader(
         _Samples(read, substitutes),  # type: ignore[arg-type]  # torch types a Dataset, documents any object with __getitem__
@@ -108,10 +109,16 @@ def load_batches(
         worker_init_fn=outlive_signals,
         generator=torch.Generator(),  # else the global one is advanced, for a seed that no worker uses
     )
-    for batch in loader:
-        if isinstance(batch, DataError):
-            raise batch
-        views, replaced = batch
-        if replaced:
-            on_replaced(replaced)
-        yield tuple(views)
+    loaded: Any = iter(loader)
+    try:
+        for batch in loaded:
+            if isinstance(batch, DataError):
+                raise batch
+            views, replaced = batch
+            if replaced:
+                on_replaced(replaced)
+            yield tuple(views)
+    finally:
+        if num_workers:
+            # they end when the loader goes, but an error's traceback may hold it, and they heed no signal
+            loaded._shutdown_workers()

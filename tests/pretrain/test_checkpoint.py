@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.checkpoint import Origin, State, check_room, export_backbone, latest_state, save_state
+from pretrain.checkpoint import Origin, State, check_room, export_backbone, latest_state, save_state, set_aside_after
 from pretrain.session import build_model
 from zoo.backbone import build, fingerprint, load
 from zoo.checkpoint import read_card
@@ -146,6 +146,28 @@ def test_a_state_that_the_disk_does_not_give_back_is_passed_over_aloud(
         found = latest_state(tmp_path, RUN)
     assert found is not None and found.step == 10
     assert "state-000000020.pt: cannot be read (Is a directory). Going back to the state before" in caplog.text
+
+
+def test_damaged_states_never_cost_the_one_just_written(tmp_path: Path) -> None:
+    for step in (500, 1000, 1100):
+        save_state(tmp_path, state(step), Save(every_steps=5, keep_last=2, keep_every_steps=500))
+    for step in (1000, 1100):
+        (tmp_path / f"state-{step:09d}.pt").write_bytes(b"")
+    for step in (600, 700):
+        assert save_state(tmp_path, state(step), KEEP).exists()
+    found = latest_state(tmp_path, RUN)
+    assert found is not None and found.step == 700
+    assert (tmp_path / "state-000000600.pt").exists()
+
+
+def test_states_after_the_one_that_a_run_goes_on_from_are_set_aside_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (10, 20):
+        save_state(tmp_path, state(step), KEEP)
+    set_aside_after(tmp_path, 10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state-000000010.pt", "state-000000020.pt.unreadable"]
+    assert "state-000000020.pt: kept as state-000000020.pt.unreadable" in caplog.text
 
 
 def test_another_runs_state_is_refused_and_told_what_changed(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def deviation(z: torch.Tensor) -> float:
 
 
 def reduced(loss: float = 0.0, z: torch.Tensor | None = None, **changes: Any) -> StepValues:
-    asked = {"gradient": torch.tensor(1.0), "replaced": 0, "interrupted": False, "with_rank": False, "me": ALONE}
+    asked = {"gradient": torch.tensor(1.0), "replaced": 0, "interrupted": 0, "with_rank": False, "me": ALONE}
     return reduce_step(torch.tensor(loss), z, **{**asked, **changes})
 
 
@@ -48,8 +48,8 @@ def test_random_outputs_give_one_and_a_constant_gives_zero() -> None:
 
 
 def test_the_step_carries_loss_and_the_wish_to_stop() -> None:
-    values = reduced(-0.25, interrupted=True, gradient=torch.tensor(2.5), replaced=3)
-    assert values.loss == -0.25 and values.std is None and values.interrupted and values.is_finite
+    values = reduced(-0.25, interrupted=130, gradient=torch.tensor(2.5), replaced=3)
+    assert values.loss == -0.25 and values.std is None and values.interrupted == 130 and values.is_finite
     assert (values.gradient_norm, values.replaced, values.effective_rank) == (2.5, 3, None)
 
 

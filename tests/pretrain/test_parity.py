@@ -205,7 +205,7 @@ def compare(
     reference = Reference(start, len(list(session.core.get_submodule("predictor").parameters())), features, recipe)
     for number, batch in enumerate(islice(views(session.core.num_views, recipe, size), steps)):
         epoch = number // STEPS_PER_EPOCH
-        found = _step(session, number + 1, epoch, batch, torch.empty(0), interrupted=False).loss
+        found = _step(session, number + 1, epoch, batch, torch.empty(0), interrupted=0).loss
         assert found == pytest.approx(reference.step(batch, epoch), rel=0, abs=1e-9), f"step {number + 1}"
     for (name, parameter), expected in zip(session.core.named_parameters(), reference.parameters, strict=True):
         assert (parameter - expected).abs().max() <= 1e-9, name

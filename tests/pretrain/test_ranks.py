@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from pretrain import session
 from pretrain.checkpoint import latest_state
 from pretrain.preflight import check
 from pretrain.progress import LOG_NAME
@@ -36,6 +38,35 @@ from zoo.recipe import PretrainConfig
 with world() as me:
     config, out = load(Path(sys.argv[1]), PretrainConfig), Path(sys.argv[2])
     train(check(config, seed=0, overrides=(), out=out, workers=0, processes=me.size), me, dtype=torch.float64)
+"""
+
+AS_COMMAND = """
+import os, signal, sys
+from pathlib import Path
+from pretrain import session
+from pretrain import train as training
+from pretrain.preflight import check
+from zoo.command import guarded
+from zoo.config import load
+from zoo.distributed import world
+from zoo.recipe import PretrainConfig
+
+recipe, *outs = map(Path, sys.argv[1:])
+session.LATE_SECONDS = session.LEAVE_SECONDS = 0
+judge = training._judge
+
+def judged(session, step, values):
+    judge(session, step, values)
+    if session.me.is_main:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+def main():
+    with world() as me:
+        config, out = load(recipe, PretrainConfig), outs[me.rank % len(outs)]
+        training.train(check(config, seed=0, overrides=(), out=out, workers=0, processes=me.size), me)
+
+training._judge = judged
+guarded(main)
 """
 
 BATCH_NORM = """
@@ -93,8 +124,11 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def run_processes(code: str, arguments: list[str], *, size: int, env: dict[str, str]) -> None:
-    """Run `code` in `size` processes that know each other as torchrun's do; all must succeed."""
+def run_processes(code: str, arguments: list[str], *, size: int, env: dict[str, str], expected: int = 0) -> list[str]:
+    """The stderr of `size` processes that run `code`, joined as torchrun does it; all must end with `expected`.
+
+    After an error gloo's threads abort the process now and then, when it has said all.
+    """
     common = {**os.environ, **env, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(size)}
     common["LOCAL_WORLD_SIZE"] = str(size)
     processes = [
@@ -112,7 +146,9 @@ def run_processes(code: str, arguments: list[str], *, size: int, env: dict[str, 
     finally:
         for process in processes:
             process.kill()
-    assert all(process.returncode == 0 for process in processes), "\n".join(errors)
+    allowed = (expected, -signal.SIGABRT) if expected else (0,)
+    assert all(process.returncode in allowed for process in processes), "\n".join(errors)
+    return errors
 
 
 def run_agents(code: Path, arguments: list[str], *, env: dict[str, str]) -> None:
@@ -178,6 +214,30 @@ def test_two_nodes_and_four_processes_equal_one_after_five_steps(tiny: Any) -> N
         assert other_numbers == pytest.approx(numbers, rel=0, abs=1e-9), size
         for name, tensor in tensors.items():
             assert torch.allclose(other_tensors[name].double(), tensor.double(), rtol=0, atol=1e-9), (size, name)
+
+
+def test_all_processes_say_that_they_are_to_be_run_again_when_one_is(tiny: Any) -> None:
+    out = tiny.folder / "out"
+    errors = run_processes(AS_COMMAND, [str(tiny.write()), str(out)], size=2, env=tiny.env, expected=75)
+    assert all("stopped, to be run again" in each for each in errors)
+    assert (out / "state-000000002.pt").exists()
+
+
+def test_a_folder_that_is_not_shared_is_noticed_before_the_first_step(tiny: Any) -> None:
+    outs = [tiny.folder / "one", tiny.folder / "two"]
+    errors = run_processes(AS_COMMAND, [str(tiny.write()), *map(str, outs)], size=2, env=tiny.env, expected=2)
+    assert all(
+        "not every process sees what process 0 has written; put --out on a shared disk" in each for each in errors
+    )
+
+
+def test_a_second_training_in_a_folder_is_refused_on_all_processes(tiny: Any) -> None:
+    out, recipe = tiny.folder / "out", tiny.write()
+    alone = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+    with session.alone(check(tiny.config(), seed=0, overrides=(), out=out, workers=0, processes=1), alone):
+        errors = run_processes(AS_COMMAND, [str(recipe), str(out)], size=2, env=tiny.env, expected=2)
+    assert all(f"{out}: already being trained by process {os.getpid()} on " in each for each in errors)
+    assert [path.name for path in out.iterdir()] == ["lock"]
 
 
 def test_procs_starts_the_processes_itself(tiny: Any) -> None:

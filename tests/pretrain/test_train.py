@@ -1,12 +1,14 @@
 """Batches that do not depend on how they are made, and a run as a command: cut off, continued, stopped."""
 
 import errno
+import fcntl
 import json
 import math
 import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,16 +17,17 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain import checkpoint
+from pretrain import checkpoint, session
 from pretrain import train as training
 from pretrain.preflight import NONFINITE_NAME, check
 from pretrain.progress import LOG_NAME, TIMES
 from pretrain.replacement import Replacements
+from pretrain.session import alone
 from pretrain.train import train, training_batches
 from zoo.checkpoint import CARD_NAME, WEIGHTS_NAME
 from zoo.datasets import manifest
 from zoo.distributed import World
-from zoo.errors import DataError, NonFiniteError
+from zoo.errors import DataError, NonFiniteError, ZooError
 from zoo.transforms import epoch_order
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
@@ -205,6 +208,82 @@ def test_a_full_disk_while_a_state_is_written_leaves_the_one_before(tiny: Any, m
     assert [path.name for path in out.glob("state-*")] == ["state-000000002.pt"]
 
 
+def test_a_run_goes_on_from_before_a_damaged_state(tiny: Any) -> None:
+    whole, parts = tiny.folder / "whole", tiny.folder / "parts"
+    train_here(tiny, whole, epochs=1)
+    train_here(tiny, parts, epochs=1)
+    (parts / CARD_NAME).unlink()
+    (parts / "state-000000005.pt").write_bytes(b"")
+    train_here(tiny, parts, epochs=1)
+    assert_same_run(parts, whole)
+    states = sorted(path.name for path in parts.glob("state-*"))
+    assert states == ["state-000000004.pt", "state-000000005.pt", "state-000000005.pt.unreadable"]
+
+
+def test_a_killed_trainings_folder_is_free_at_once(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Although its loader workers are still there; the remains of its save go."""
+    monkeypatch.setattr(session, "LEAVE_SECONDS", 1)
+    caplog.set_level("INFO")
+    out = tiny.folder / "out"
+    plan = check(tiny.config(), seed=0, overrides=(), out=out, workers=0, processes=1)
+    fork = multiprocessing.get_context("fork")
+
+    def holds() -> None:
+        with alone(plan, ALONE):
+            fork.Process(target=time.sleep, args=(60,)).start()
+            (out / ".state-000000002.pt.abc.tmp").write_bytes(b"half")
+            (out / "ready").touch()
+            time.sleep(60)
+
+    forked = fork.Process(target=holds)
+    forked.start()
+    wait_for(out / "ready", forked.is_alive)
+    with pytest.raises(ZooError, match=f"out: already being trained by process {forked.pid} on "), alone(plan, ALONE):
+        pass
+    assert f"process {forked.pid} on {socket.gethostname()} is at work in it; waiting up to 1 s" in caplog.text
+    (worker,) = map(int, Path(f"/proc/{forked.pid}/task/{forked.pid}/children").read_text().split())
+    forked.kill()
+    forked.join()
+    with alone(plan, ALONE):
+        assert sorted(path.name for path in out.iterdir()) == ["lock", "ready"]
+    os.kill(worker, signal.SIGKILL)
+
+
+def test_a_disk_that_cannot_lock_does_not_stop_a_run(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unsupported(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", unsupported)
+    plan = check(tiny.config(), seed=0, overrides=(), out=tiny.folder / "out", workers=0, processes=1)
+    with alone(plan, ALONE):
+        assert "out: cannot be locked (No locks available); start no second training in it." in caplog.text
+
+
+def test_a_failed_measurement_loses_nothing_and_is_made_up_for(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, parts = tiny.folder / "whole", tiny.folder / "parts"
+    save = {"every_steps": 99}
+    train_here(tiny, whole, save=save)
+    knn, fails = training.knn_top1, iter([True, False, True, False])  # both epochs' the first time
+
+    def sometimes(*arguments: Any, **named: Any) -> float | None:
+        if next(fails):
+            raise RuntimeError("out of memory")
+        return knn(*arguments, **named)
+
+    monkeypatch.setattr(training, "knn_top1", sometimes)
+    for step in (5, 10):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            train_here(tiny, parts, save=save)
+        assert (parts / f"state-{step:09d}.pt").exists()
+    train_here(tiny, parts, save=save)
+    assert_same_run(parts, whole)
+    assert sum("knn3_top1" in entry for entry in log_entries(parts)) == 2
+
+
 def test_a_wrong_recipe_ends_with_exit_code_2_and_all_problems(tiny: Any) -> None:
     recipe = tiny.write(batch_size=9, monitor={"k": 25})
     code, errors = tiny.run("pretrain", recipe, "--procs", "2", "--set", "base_lr=0.5")
@@ -219,3 +298,15 @@ def test_an_image_that_breaks_during_the_run_is_named(tiny: Any, monkeypatch: py
     (copy / "train" / "class0" / "0_003.png").write_bytes(b"\x89PNG\r\n")
     with pytest.raises(DataError, match="class0/0_003.png: expected an image"):
         train_here(tiny, tiny.folder / "out")
+
+
+def test_an_error_within_a_step_ends_the_loader_workers(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They heed no signal, and its traceback holds what would end them: the process could not leave."""
+
+    def fails(session: Any, step: int, values: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(training, "_judge", fails)
+    with pytest.raises(RuntimeError, match="out of memory") as held:
+        train_here(tiny, tiny.folder / "out", workers=1)
+    assert held.traceback and not multiprocessing.active_children()

@@ -106,9 +106,10 @@ def test_a_full_disk_without_a_file_name_is_still_told(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "io"), RuntimeError("bug"), ValueError("bug")])
-def test_anything_else_is_a_bug_and_keeps_its_traceback(error: Exception) -> None:
-    with pytest.raises(type(error)):
-        guarded(raising(error))
+def test_anything_else_is_a_bug_and_keeps_its_traceback(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(raising(error)) == 1
+    found = capsys.readouterr().err
+    assert found.startswith("Traceback") and found.endswith(f"{type(error).__name__}: {error}\n")
 
 
 def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,6 +152,39 @@ def test_a_process_ends_as_promised(statement: str, code: int, words: str) -> No
         [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert process.returncode == code and words in process.stdout
+
+
+LOADING = """
+import multiprocessing, os, signal
+import numpy as np
+from zoo.command import guarded
+from zoo.loading import load_batches
+
+def read(key):
+    return (np.zeros((8, 8, 3), np.uint8),)
+
+def main():
+    batches = load_batches(read, ([key] for key in range(10**9)), num_workers=2)  # which the traceback holds
+    for number, _ in enumerate(batches):
+        if number == 2:
+            {}
+
+guarded(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        ("raise RuntimeError('out of memory')", "RuntimeError: out of memory"),
+        ("os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)", "Traceback"),  # of one of several errors
+    ],
+)
+def test_a_process_with_loader_workers_ends_too(statement: str, words: str) -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", LOADING.format(statement)], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert process.returncode == 1 and words in process.stderr
 
 
 @pytest.mark.parametrize("module", ["converters", "evaluate", "pretrain", "report", "mini"])

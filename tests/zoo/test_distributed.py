@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -67,17 +68,46 @@ FAIL = """
 
     guarded(main)
 """
+WAIT = """
+    import os, signal, sys, time
+    from pathlib import Path
+    from zoo.command import guarded
+
+    def main():
+        rank = os.environ["RANK"]
+        Path("ready" + rank).touch()
+        try:
+            if Path("request").exists():
+                os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(100)
+        finally:
+            Path("ended" + rank).touch()
+
+    guarded(main)
+"""
 LAUNCH = "import sys; from zoo.command import guarded; from zoo.distributed import launch; "
 LAUNCH += "guarded(lambda: launch(2, ['program']))"
 
 
-def launched(folder: Path, program: str) -> "subprocess.CompletedProcess[str]":
+def started(folder: Path, program: str) -> "subprocess.Popen[str]":
     """`zoo.distributed.launch` of two processes that run `program`."""
     (folder / "program.py").write_text(textwrap.dedent(program))
     env = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "ZOO_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", LAUNCH], cwd=folder, env=env, capture_output=True, text=True, timeout=120
-    )
+    return subprocess.Popen([sys.executable, "-c", LAUNCH], cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
+
+
+def launched(folder: Path, program: str) -> tuple[int, str]:
+    """Its exit code and stderr."""
+    process = started(folder, program)
+    _, errors = process.communicate(timeout=120)
+    return process.returncode, errors
+
+
+def wait_for(*paths: Path) -> None:
+    end = time.monotonic() + 60
+    while not all(path.exists() for path in paths):
+        assert time.monotonic() < end, paths
+        time.sleep(0.05)
 
 
 def test_one_process_is_the_whole_world(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,16 +157,32 @@ def test_one_process_keeps_its_rows() -> None:
 
 @pytest.mark.slow
 def test_two_processes_gather_what_one_has(tmp_path: Path) -> None:
-    ended = launched(tmp_path, GATHER)
-    assert ended.returncode == 0, ended.stderr
+    code, errors = launched(tmp_path, GATHER)
+    assert code == 0, errors
 
 
 @pytest.mark.slow
 def test_a_collapse_in_one_process_is_the_commands_exit_code(tmp_path: Path) -> None:
     """Although the process that waits for it fails too, and torchrun counts that one as the first."""
-    ended = launched(tmp_path, FAIL)
-    assert ended.returncode == 3, ended.stderr
-    assert "error [rank 1]: collapsed" in ended.stderr
+    code, errors = launched(tmp_path, FAIL)
+    assert code == 3, errors
+    assert "error [rank 1]: collapsed" in errors
+
+
+@pytest.mark.slow
+def test_processes_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
+    launcher = started(tmp_path, WAIT)
+    wait_for(tmp_path / "ready0", tmp_path / "ready1")
+    launcher.kill()
+    wait_for(tmp_path / "ended0", tmp_path / "ended1")
+    launcher.communicate()
+
+
+@pytest.mark.slow
+def test_processes_that_are_launched_answer_sigusr1(tmp_path: Path) -> None:
+    (tmp_path / "request").touch()
+    code, errors = launched(tmp_path, WAIT)
+    assert code == 75, errors
 
 
 @pytest.mark.parametrize(

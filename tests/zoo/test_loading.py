@@ -1,5 +1,9 @@
 """Batches in the caller's order, for any number of workers; an unreadable image keeps its name."""
 
+import multiprocessing
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -55,3 +59,14 @@ def test_rows_of_numbers_are_stacked_as_they_are() -> None:
 
 def test_no_batches_are_none() -> None:
     assert list(load_batches(two_views, [], num_workers=0)) == []
+
+
+def test_the_workers_end_although_the_error_is_still_held() -> None:
+    batches = load_batches(two_views, ([key] for key in range(10**9)), num_workers=2)
+    next(batches)
+    pid = multiprocessing.active_children()[0].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises((RuntimeError, OSError, EOFError)) as held:  # depends on what the loader was doing
+        list(batches)
+    assert held.traceback and not multiprocessing.active_children()
