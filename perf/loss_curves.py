@@ -117,9 +117,9 @@ def draw(figure: Path, losses: dict[str, list[list[float]]], title: str) -> None
         means = windows(values)
         middle, error = means.mean(0), means.std(0, ddof=1) / math.sqrt(len(means))
         steps = WINDOW * np.arange(1, len(middle) + 1)
-        axes.plot(steps, middle, label=name, linewidth=1)
+        (line,) = axes.plot(steps, middle, label=name, linewidth=1)
         if name in ("reference", "fast"):
-            axes.fill_between(steps, middle - error, middle + error, alpha=0.15)
+            axes.fill_between(steps, middle - error, middle + error, color=line.get_color(), alpha=0.15)
     axes.legend()
     drawing.savefig(figure)
 

@@ -55,8 +55,8 @@ class Evil:
 @pytest.mark.slow  # two imports
 @pytest.mark.parametrize("name", ["detectron2", "mmseg"])
 def test_an_engine_needs_its_own_packages_only(name: str) -> None:
-    parts = "device distributed errors interrupt loading precision".split()
-    parts += ["masks", "cityscapes"] if name == "mmseg" else []  # reading labels
+    parts = "device distributed errors interrupt loading precision process".split()
+    parts += ["masks", "cityscapes", "images"] if name == "mmseg" else []  # reading labels and pictures
     assert set(program(FOREIGN.format(name=name))) == {"zoo", *(f"zoo.{part}" for part in parts)}
 
 
