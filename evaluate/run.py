@@ -115,9 +115,9 @@ def _announce(cell: Cell, manifests: dict[str, Manifest]) -> None:
     log.info("checkpoint: %s, tensors %s", cell.card.arch, cell.card.tensors_sha256[:16])
     for role, listed in manifests.items():
         log.info("%s: %s %s, %d images, %s", role, listed.dataset, listed.split, len(listed), listed.sha256[:16])
-    settings = cell.config.settings.model_dump(mode="json")
-    if "engine_config" in settings:  # a page of it; the engine's job.json and the record have it whole
-        settings["engine_config"] = "…"
+    # some take a page; the record has all of them whole
+    named = cell.config.settings.model_dump(mode="json").items()
+    settings = ", ".join(f"{name} {value if len(str(value)) < 60 else '…'}" for name, value in named)
     log.info("settings: %s", settings)
 
 
