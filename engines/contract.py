@@ -181,12 +181,14 @@ def tell(folder: Path, message: str, code: int) -> None:
     """
     path = folder / "failure.json"
     written = path.with_name(f".failure.{os.getpid()}.tmp")
-    written.write_text(json.dumps({"message": message, "exit_code": code}))
     try:
+        written.write_text(json.dumps({"message": message, "exit_code": code}))
         os.link(written, path)  # whole or not at all, and not over another one
     except FileExistsError:
         if code in (INPUT, NON_FINITE) and json.loads(path.read_text())["exit_code"] not in (INPUT, NON_FINITE):
             written.replace(path)
+    except PermissionError:  # a disk without hard links; the last one's reason is better than none
+        written.replace(path)
     finally:
         written.unlink(missing_ok=True)
 

@@ -7,6 +7,7 @@ in FOLDER; other seeds have other weights and other draws. FIGURE gets the curve
 """
 
 import math
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -55,6 +56,8 @@ def main(
     """Print the reference's loss and how far the others are above it, means of WINDOW steps, and draw the curves."""
     torch.set_num_threads(threads)
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if len(paths) < batch:
+        raise typer.BadParameter(f"{folder}: expected at least {batch} images, a batch, found {len(paths)}")
     changes = (f"batch_size={batch}", f"views.crop={pixels}", f"arch={arch}", f"base_lr={base_lr}")
     config = load(CONFIGS / "pretrain" / "simsiam_r50_100e.yaml", PretrainConfig, overrides=changes)
     losses: dict[str, list[list[float]]] = {name: [] for name in WAYS}
@@ -85,8 +88,8 @@ def one_seed(config: PretrainConfig, paths: list[Path], steps: int, seed: int) -
     size = config.batch_size
     sessions = {name: session_of(config, arithmetic, seed) for name, (arithmetic, _) in WAYS.items()}
     losses: dict[str, list[float]] = {name: [] for name in WAYS}
-    keys = global_batches(seed, len(paths), batch_size=size, epochs=steps * size // len(paths) + 1, start_step=0)
-    for _, wanted in zip(range(steps), keys, strict=False):
+    epochs = math.ceil(steps / (len(paths) // size))  # whole batches only
+    for wanted in islice(global_batches(seed, len(paths), batch_size=size, epochs=epochs, start_step=0), steps):
         (by_pil,) = load_batches(lambda key: read_views(images, config.views, seed, 2, key), [wanted], num_workers=0)
         (crops,) = load_batches(lambda key: read_crops(images, config.views, seed, 2, key), [wanted], num_workers=0)
         finished = [apply_rows(crops[view], crops[2 + view]) for view in range(2)]

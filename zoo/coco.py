@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zoo.errors import DataError
 from zoo.layouts import read_json, refuse
 
 log = logging.getLogger(__name__)
@@ -87,9 +88,15 @@ def read_instances(path: Path, classes: Sequence[str]) -> dict[str, CocoImage]:
 
 
 def image_at(by_name: Mapping[str, CocoImage], path: str) -> CocoImage:
-    """The image whose file name is the longest end of `path`, which begins with the folder of the images."""
+    """The image whose file name is the longest end of `path`, which begins with the folder of the images.
+
+    Raises DataError when the annotation file has none.
+    """
     parts = path.split("/")
-    return next(by_name[name] for name in ("/".join(parts[at:]) for at in range(len(parts))) if name in by_name)
+    for name in ("/".join(parts[at:]) for at in range(len(parts))):
+        if name in by_name:
+            return by_name[name]
+    raise DataError(f"{path}: the annotation file lists no such image any more; restore it.")
 
 
 def _listed(content: Any, name: str, problems: list[str]) -> list[Any]:

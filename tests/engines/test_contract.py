@@ -1,5 +1,6 @@
 """What is handed over comes back, and what did not arrive whole is refused by name."""
 
+import errno
 import hashlib
 import json
 import subprocess
@@ -229,6 +230,15 @@ def test_the_reason_is_told_and_not_what_it_did_to_the_peers(tmp_path: Path) -> 
         failure = json.loads((folder / "failure.json").read_text())
         assert (failure["message"], failure["exit_code"]) == told, name
         assert [path.name for path in folder.iterdir()] == ["failure.json"]
+
+
+def test_a_reason_is_told_on_a_disk_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*paths: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    tell(tmp_path, "bad mask", 2)
+    assert json.loads((tmp_path / "failure.json").read_text())["message"] == "bad mask"
 
 
 def test_what_is_still_at_work_is_waited_for_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

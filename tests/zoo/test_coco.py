@@ -11,7 +11,7 @@ import pytest
 from pycocotools import mask
 
 from tests.dataset_files import Describe, fill
-from zoo.coco import CocoImage, CocoObject, read_instances
+from zoo.coco import CocoImage, CocoObject, image_at, read_instances
 from zoo.datasets import dataset_config, manifest
 from zoo.errors import DataError
 from zoo.verify import broken
@@ -214,3 +214,10 @@ def test_verifying_compares_pictures_with_what_the_file_says_of_them(pets: Path)
     path = pets / LAYOUT["coco_json"]
     path.write_text(path.read_text().replace('"image_id": 7', '"image_id": 8'))
     assert sum("image_id 8 is not listed" in one for one in broken(found, config, range(2))) == 1
+
+
+def test_an_image_is_found_by_the_longest_end_of_its_path() -> None:
+    by_name = {name: CocoImage(width, 1, ()) for width, name in enumerate(("a.png", "more/a.png"))}
+    assert image_at(by_name, "val2017/a.png").width == 0 and image_at(by_name, "val2017/more/a.png").width == 1
+    with pytest.raises(DataError, match="val2017/b.png: the annotation file lists no such image any more"):
+        image_at(by_name, "val2017/b.png")
